@@ -1,0 +1,1 @@
+"""Networks, entropy models, the integer hyper synthesis and checkpoint bytes."""
