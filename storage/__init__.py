@@ -1,1 +1,1 @@
-"""Where bytes live: records, blobs, image shards, latent sets, lineage. Knows no network, no torch and no Ray."""
+"""Where bytes live: records, blobs, image shards, latent sets, lineage. Knows no network, torch or Ray."""

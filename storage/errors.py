@@ -1,0 +1,12 @@
+"""The base of every error that storage raises on purpose.
+
+Messages say what was expected, what was found, and what to do. They are built from one string, so that they survive the trip from a Ray worker to the driver.
+"""
+
+
+class StorageError(Exception):
+    """Something kept in a workspace is not as it should be."""
+
+
+class StorageFull(StorageError):  # noqa: N818: a state of the disk
+    """No space is left (or a quota is used up) where something had to be written."""

@@ -1,0 +1,53 @@
+"""Canonical JSON and the digests made of it: what keys, codecs, image sets and latent sets are named by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+
+def canonical_json(value: object) -> bytes:
+    """The one ASCII spelling of a value: sorted keys, no white space; `1`, `1.0`, `"1"`, `true` differ.
+
+    Tuples are written as lists. Floats are written as their shortest decimal that reads back exactly.
+
+    Raises:
+        ValueError: a float is not finite.
+        TypeError: something is no JSON value (say, a NumPy integer, or a key that is no string).
+
+    Both name the place.
+    """
+    checked = _checked(value, "$")
+    return json.dumps(checked, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def digest(value: object) -> str:
+    """SHA-256 of `canonical_json(value)`, 64 hex digits."""
+    return sha256(canonical_json(value))
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 of bytes, 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _checked(value: object, place: str) -> object:
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"expected a finite number at {place}, found {value}: JSON has no such value")
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"expected keys that are strings at {place}, found {key!r}: convert it first")
+        return {key: _checked(item, f"{place}.{key}") for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
+        return [_checked(item, f"{place}[{index}]") for index, item in enumerate(value)]
+    raise TypeError(
+        f"expected a JSON value at {place}, found {type(value).__name__}: "
+        "convert it to int, float, str, list or dict"
+    )

@@ -1,0 +1,103 @@
+"""Named bytes under one root, a local folder or an `s3://` URL, by obstore.
+
+obstore hangs for ever in a process forked after its first use: start processes by spawn (Ray's workers are not
+forked).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import AlreadyExistsError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from storage.durable import make_directory, write_file
+
+_NAME = re.compile(r"(?!.*(^|/)\.{1,2}(/|$))[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+
+
+class Objects:
+    """Objects by name ("a/b.json"). A write is whole or not at all, and in a local folder flushed to the disk.
+
+    Attributes:
+        root: absolute path of a folder, or URL.
+        store: the obstore store, for those who want to read by themselves.
+    """
+
+    def __init__(self, root: str) -> None:
+        """Point at `root`; a local folder is made if need be."""
+        self.store: ObjectStore
+        if "://" in root:
+            self.root, self._folder = root.rstrip("/"), None
+            self.store = from_url(self.root)
+        else:
+            self._folder = Path(root).expanduser().resolve()
+            self.root = str(self._folder)
+            make_directory(self._folder)
+            self.store = LocalStore(self._folder)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write an object, replacing one of that name.
+
+        Raises:
+            StorageFull: the disk is full; nothing has changed.
+        """
+        self._check(name)
+        if self._folder is None:
+            obstore.put(self.store, name, data)
+        else:  # obstore does not flush to the disk
+            write_file(self._folder / name, data, replace=True)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write an object if there is none of that name; return whether this call did. Of a race, one wins.
+
+        Raises:
+            StorageFull: the disk is full; nothing has changed.
+        """
+        self._check(name)
+        if self._folder is not None:
+            return write_file(self._folder / name, data, replace=False)
+        try:
+            obstore.put(self.store, name, data, mode="create")
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def get(self, name: str) -> bytes:
+        """All bytes of an object. Raises FileNotFoundError."""
+        return bytes(obstore.get(self.store, name).bytes())
+
+    def get_range(self, name: str, offset: int, size: int) -> bytes:
+        """At most `size` bytes from `offset` on: fewer if the object ends before.
+
+        Raises FileNotFoundError; the empty range past the end raises as obstore does.
+        """
+        return bytes(obstore.get_range(self.store, name, start=offset, length=size))
+
+    def list(self, prefix: str) -> list[str]:
+        """Sorted names of all objects in the folder `prefix` and below it; none if there is no such folder."""
+        return sorted(entry["path"] for chunk in obstore.list(self.store, prefix) for entry in chunk)
+
+    def delete(self, prefix: str) -> None:
+        """Delete the folder `prefix` with all below it; no such folder is no error."""
+        self._check(prefix)
+        if self._folder is None:
+            obstore.delete(self.store, self.list(prefix))
+        else:  # with the empty folders and the hidden leftovers of killed writers
+            folder = self._folder / prefix
+            if folder.exists():
+                shutil.rmtree(folder)
+
+    def path(self, name: str) -> str:
+        """Where an object lies, for people and for tools that open it themselves: a file's path or a URL."""
+        return f"{self.root}/{name}"
+
+    @staticmethod
+    def _check(name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"expected an object name of letters, digits, '.', '_', '-' and single '/', found {name!r}"
+            )
