@@ -1,6 +1,7 @@
 """The base of every error that storage raises on purpose.
 
-Messages say what was expected, what was found, and what to do. They are built from one string, so that they survive the trip from a Ray worker to the driver.
+Messages say what was expected, what was found, and what to do. They are built from one string, so that they
+survive the trip from a Ray worker to the driver.
 """
 
 
@@ -8,5 +9,5 @@ class StorageError(Exception):
     """Something kept in a workspace is not as it should be."""
 
 
-class StorageFull(StorageError):  # noqa: N818: a state of the disk
+class StorageFull(StorageError):
     """No space is left (or a quota is used up) where something had to be written."""
