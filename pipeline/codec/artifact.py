@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline.codec import integer_synthesis
+from pipeline.codec import contract, integer_synthesis
 from pipeline.codec.contract import Analysis, Digests, EntropyParameters
 from pipeline.codec.decoder_side import DecoderSide
 from pipeline.codec.hyper_table import HyperTable
@@ -75,6 +75,10 @@ class Codec:
     def latent_channels(self) -> int:
         """M."""
         return self.network.M
+
+    def pad(self, image_BCHW: Tensor) -> Tensor:
+        """Repeat the last row and column until height and width are multiples of 64."""
+        return contract.pad(image_BCHW, STRIDE)
 
     @torch.no_grad()
     def analyse(self, image_BCHW: Tensor) -> Analysis:

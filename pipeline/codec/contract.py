@@ -74,6 +74,10 @@ class CodecContract(Protocol):
     @property
     def latent_channels(self) -> int: ...
 
+    def pad(self, image_BCHW: Tensor) -> Tensor:
+        """Images padded by the function `pad` to multiples of `stride`."""
+        ...
+
     def analyse(self, image_BCHW: Tensor) -> Analysis:
         """Latents and hyper indices of padded images, float32 (B, 3, H, W) in [0, 1]."""
         ...
