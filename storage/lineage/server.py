@@ -1,0 +1,44 @@
+"""How MLflow is started and spoken to, without importing it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+ARTIFACTS = "mlflow-artifacts"  # the folder in a workspace, and MLflow's name for what a server maps to it
+PATIENCE_S = 4  # seconds to wait for one answer, for a locked database, for another process that projects
+
+_CLIENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PATIENCE_S),
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default of 7 waits four minutes for a dead server
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+
+
+def prepare_client() -> None:
+    """Bound MLflow's waits in this process, and keep its telemetry off; what the user has set stands.
+
+    To be called before MLflow is imported: its telemetry starts then.
+    """
+    for name, value in _CLIENT.items():
+        os.environ.setdefault(name, value)
+
+
+def default_tracking_uri(workspace_root: str) -> str:
+    """The URI of the database in a local workspace."""
+    return f"sqlite:///{Path(workspace_root).expanduser().resolve() / 'mlflow.db'}"
+
+
+def ui_command(workspace_root: str, port: int = 5000) -> tuple[list[str], dict[str, str]]:
+    """The MLflow server over a local workspace's database (which `sync` makes), on loopback only.
+
+    Returns:
+        The command line, and the variables to add to its environment. One worker and no job execution: ready in
+        seconds, and nothing outlives it.
+    """
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", default_tracking_uri(workspace_root)]
+    command += ["--artifacts-destination", str(Path(workspace_root).expanduser().resolve() / ARTIFACTS)]
+    return command, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
