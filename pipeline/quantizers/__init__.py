@@ -1,0 +1,118 @@
+"""Quantizers: residuals to indices and back, with tables that say what an index costs and means.
+
+    residual r, σ index ──quantize──► indices k ──dequantize──► reconstruction r̂
+                                        └──contexts──► which table codes each k ──► bits
+
+Everything that follows from the indices alone is done here, once, for all kinds: a quantizer only chooses.
+Shapes: C channels, T positions of a channel in raster order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.quantizers import lookup, rdoq, tcq, urq
+from pipeline.quantizers.contract import Quantized, Quantizer
+from pipeline.quantizers.design import design_tables
+from pipeline.quantizers.tables import Settings, Tables
+
+QUANTIZERS: dict[str, Quantizer] = {"urq": urq, "rdoq": rdoq, "tcq": tcq}
+
+
+def settings(
+    kind: str, trellis: str | None = None, step: float | None = None, lmbda_q: float | None = None
+) -> Settings:
+    """Settings with the kind's defaults where None is given.
+
+    Args:
+        kind: name in `QUANTIZERS`.
+        trellis: name in `pipeline.quantizers.trellis.TRELLISES`, for tcq.
+        step: Δ, latent units.
+        lmbda_q: λ_q/Δ².
+
+    Raises:
+        ValueError: if the kind is unknown, a value impossible, or one that the kind has no use for.
+    """
+    defaults = _named(kind).DEFAULTS
+    chosen = Settings(
+        kind,
+        defaults.trellis if trellis is None else trellis,
+        defaults.step if step is None else step,
+        defaults.lmbda_q if lmbda_q is None else lmbda_q,
+    )
+    _named(kind).check(chosen)
+    return chosen
+
+
+def design(settings: Settings, seed: int = 0) -> Tables:
+    """Tables for Gaussian residuals; seconds. Equal for equal arguments on one platform. Raises as `settings` does."""
+    return design_tables(_of(settings), settings, seed)
+
+
+def quantize(
+    residual_CT: npt.NDArray[np.float32], sigma_index_CT: npt.NDArray[np.uint8], tables: Tables
+) -> Quantized:
+    """Quantize one image's residuals.
+
+    Args:
+        residual_CT: float32 [C, T], r = y − μ in latent units, finite. Beyond ±32766 levels the index saturates.
+        sigma_index_CT: uint8 [C, T], below 64.
+        tables: from `design` or `Tables.from_bytes`.
+
+    Raises:
+        ValueError: for a wrong type or shape, or a residual that is not finite, with its place.
+    """
+    if residual_CT.dtype != np.float32 or residual_CT.ndim != 2:
+        raise ValueError(f"residuals: expected float32 [C, T], found {residual_CT.dtype} {residual_CT.shape}")
+    lookup.check_sigma_index(sigma_index_CT, residual_CT.shape)
+    finite_CT = np.isfinite(residual_CT)
+    if not finite_CT.all():
+        channel, position = np.argwhere(~finite_CT)[0].tolist()
+        raise ValueError(
+            f"residuals: expected finite values, found {residual_CT[channel, position]} in channel {channel}, "
+            f"position {position} ({(~finite_CT).sum()} of {residual_CT.size} values); check the codec's weights"
+        )
+    indices_CT = _of(tables.settings).search(residual_CT, sigma_index_CT, tables)
+    contexts_CT = contexts(indices_CT, tables)
+    return Quantized(
+        indices_CT,
+        lookup.reconstruct(tables, sigma_index_CT, contexts_CT, indices_CT),
+        lookup.channel_bits(tables, sigma_index_CT, contexts_CT, indices_CT),
+    )
+
+
+def dequantize(
+    indices_CT: npt.NDArray[np.int32], sigma_index_CT: npt.NDArray[np.uint8], tables: Tables
+) -> npt.NDArray[np.float32]:
+    """r̂ float32 [C, T] from what a decoder has: bit for bit `quantize`'s reconstruction. Raises as it does."""
+    return lookup.reconstruct(tables, sigma_index_CT, contexts(indices_CT, tables), indices_CT)
+
+
+def contexts(indices_CT: npt.NDArray[np.int32], tables: Tables) -> npt.NDArray[np.uint8]:
+    """The context uint8 [C, T] that codes each index, from the indices before it in lane order.
+
+    Raises:
+        ValueError: unless the indices are int32 [C, T] with |k| ≤ 32766.
+    """
+    lookup.check_indices(indices_CT)
+    return _of(tables.settings).contexts(indices_CT, tables.settings)
+
+
+def sequence_bits(
+    indices_CT: npt.NDArray[np.int32], sigma_index_CT: npt.NDArray[np.uint8], tables: Tables
+) -> npt.NDArray[np.float64]:
+    """Ideal code length of each channel in bits, float64 [C], of indices wherever they come from."""
+    return lookup.channel_bits(tables, sigma_index_CT, contexts(indices_CT, tables), indices_CT)
+
+
+def _named(kind: str) -> Quantizer:
+    if kind not in QUANTIZERS:
+        raise ValueError(f"quantizer kind: expected one of {', '.join(QUANTIZERS)}, found {kind!r}")
+    return QUANTIZERS[kind]
+
+
+def _of(settings: Settings) -> Quantizer:
+    quantizer = _named(settings.kind)
+    quantizer.check(settings)
+    return quantizer

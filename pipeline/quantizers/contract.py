@@ -1,0 +1,46 @@
+"""What a quantizer is. A new one is one file with these names and one line in `QUANTIZERS`.
+
+Shapes: C channels, T positions of a channel in raster order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.quantizers.tables import Settings, Tables
+
+
+class Quantized(NamedTuple):
+    """What a quantizer makes of one image.
+
+    Attributes:
+        indices: int32 [C, T], |k| ≤ 32766.
+        reconstruction: float32 [C, T], r̂ in latent units: what a decoder gets from the indices.
+        bits: float64 [C], ideal code length of each channel with the tables.
+    """
+
+    indices: npt.NDArray[np.int32]
+    reconstruction: npt.NDArray[np.float32]
+    bits: npt.NDArray[np.float64]
+
+
+class Quantizer(Protocol):
+    """One kind of quantizer: a module with these names."""
+
+    @property
+    def DEFAULTS(self) -> Settings:
+        """Settings that do well without tuning."""
+
+    def check(self, settings: Settings) -> None:
+        """Raise ValueError, in words, if the settings do not suit this kind."""
+
+    def contexts(self, indices_CT: npt.NDArray[np.int32], settings: Settings) -> npt.NDArray[np.uint8]:
+        """The context uint8 [C, T] of each index: which of a σ level's C tables codes it, from indices before it."""
+
+    def search(
+        self, residual_CT: npt.NDArray[np.float32], sigma_index_CT: npt.NDArray[np.uint8], tables: Tables
+    ) -> npt.NDArray[np.int32]:
+        """Choose the indices int32 [C, T] of finite residuals, |k| ≤ 32766."""

@@ -1,0 +1,157 @@
+"""Tables for Gaussian residuals: where a quantizer starts before it has seen latents.
+
+Lloyd's algorithm through the quantizer's own search: quantize samples, count the indices, take the centroids, again.
+Midpoint tables alone are far off at low rate, where a trellis with rate constraint hardly ever leaves a state.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.frequencies import TOTAL, integer_frequencies
+from pipeline.quantizers.contract import Quantizer
+from pipeline.quantizers.lookup import channel_bits, reconstruct
+from pipeline.quantizers.tables import SIGMA_LEVELS, Settings, Tables, alphabet_sizes, sigma_levels
+
+_STARTS = (1.0, 1.5)
+"""Widths of the Gaussians whose midpoint tables are started from, in σ: a wide one keeps rare symbols affordable."""
+_DRAFT_ROUNDS, _DRAFT_SAMPLES = 9, 10_000
+_FINAL_ROUNDS, _FINAL_SAMPLES = 3, 40_000
+_PRIOR_WEIGHT = 4.0
+"""Samples a symbol that the midpoint probabilities count for, so that unseen ones keep a sensible frequency."""
+
+
+class Statistics(NamedTuple):
+    """Counts of what a search chose, laid out as the tables are.
+
+    Attributes:
+        counts: float64 [Σ C(2K_l + 2)], how often each symbol was used.
+        uses: float64 [Σ Q(K_l + 1)], how often each |k|.
+        sums: float64 [Σ Q(K_l + 1)], Σ sgn(k)·r over those, latent units.
+    """
+
+    counts: npt.NDArray[np.float64]
+    uses: npt.NDArray[np.float64]
+    sums: npt.NDArray[np.float64]
+
+
+def gaussian_cells(settings: Settings, K: int, sigma: float) -> npt.NDArray[np.float64]:
+    """Probabilities of the cells between midpoints of neighbouring plain levels, for N(0, σ²).
+
+    Returns:
+        float64 [C, 2K + 2]: k = −K … K, then what lies beyond. The state of a trellis is taken to tell nothing of r.
+    """
+    levels = settings.lattice(np.arange(K + 2))
+    edges = (levels[:, 1:] + levels[:, :-1]) / 2 / (sigma * math.sqrt(2))
+    upper = np.vectorize(math.erfc)(edges) / 2  # P(r > edge), exact in the tail
+    cells = np.concatenate([0.5 - upper[:, :1], upper[:, :-1] - upper[:, 1:]], axis=1)
+    cells[:, 0] *= 2
+    return np.concatenate([cells[:, :0:-1], cells, 2 * upper[:, -1:]], axis=1)
+
+
+def midpoint_tables(settings: Settings, width: float = 1.0) -> Tables:
+    """Plain levels, and the frequencies of Gaussians `width`·σ wide: the start of the design."""
+    frequencies, reconstruction = [], []
+    for K, sigma in zip(alphabet_sizes(settings).tolist(), sigma_levels().tolist(), strict=True):
+        frequencies.append(integer_frequencies(gaussian_cells(settings, K, width * sigma)))
+        reconstruction.append(settings.lattice(np.arange(K + 1)).astype(np.float32))
+    return Tables.from_rows(settings, frequencies, reconstruction)
+
+
+def gather(
+    tables: Tables,
+    residual: npt.NDArray[np.float32],
+    sigma_index: npt.NDArray[np.uint8],
+    contexts: npt.NDArray[np.uint8],
+    indices: npt.NDArray[np.int32],
+) -> Statistics:
+    """Count what was chosen; all arrays of one shape. Statistics of several images add up entry by entry."""
+    K = tables.alphabet[sigma_index].astype(np.int64)
+    coded = abs(indices) <= K
+    symbol = (
+        tables.frequency_start[sigma_index] + contexts * (2 * K + 2) + np.where(coded, indices + K, 2 * K + 1)
+    )
+    point = (tables.reconstruction_start[sigma_index] + contexts * (K + 1) + abs(indices))[coded]
+    signed = (np.sign(indices) * residual.astype(np.float64))[coded]
+    return Statistics(
+        np.bincount(symbol.ravel(), minlength=tables.frequencies.size).astype(np.float64),
+        np.bincount(point, minlength=tables.reconstruction.size).astype(np.float64),
+        np.bincount(point, weights=signed, minlength=tables.reconstruction.size).astype(np.float64),
+    )
+
+
+def retabulate(prior: Tables, statistics: Statistics, weight: float = _PRIOR_WEIGHT) -> Tables:
+    """Tables of counted frequencies and centroids, `prior`'s as if each row had seen `weight` samples a symbol more."""
+    frequencies, reconstruction = [], []
+    for level in range(SIGMA_LEVELS):
+        known = prior.frequency_rows(level) / TOTAL
+        counts = _rows(statistics.counts, prior.frequency_start, level, known.shape)
+        frequencies.append(integer_frequencies(counts + weight * known.shape[1] * known))
+        points = prior.reconstruction_rows(level).astype(np.float64)
+        uses = _rows(statistics.uses, prior.reconstruction_start, level, points.shape)
+        sums = _rows(statistics.sums, prior.reconstruction_start, level, points.shape)
+        points = (sums + weight * points) / (uses + weight)
+        points[:, 0] = 0.0
+        reconstruction.append(points.astype(np.float32))
+    return Tables.from_rows(prior.settings, frequencies, reconstruction)
+
+
+def _rows(
+    values: npt.NDArray[np.float64], start: npt.NDArray[np.int64], level: int, shape: tuple[int, ...]
+) -> npt.NDArray[np.float64]:
+    return values[start[level] : start[level + 1]].reshape(shape)
+
+
+_Costed = tuple[npt.NDArray[np.float64], Tables]
+"""J = D/Δ² + (λ_q/Δ²)·bits a sample of each σ level, float64 [L], and the tables that had it."""
+
+
+def design_tables(quantizer: Quantizer, settings: Settings, seed: int) -> Tables:
+    """Lloyd's algorithm from several starts; each σ level keeps the tables that had the lowest J."""
+    prior = midpoint_tables(settings)
+    draft, final = (_unit_samples(count, seed) for count in (_DRAFT_SAMPLES, _FINAL_SAMPLES))
+    drafts: list[_Costed] = []
+    for width in _STARTS:
+        drafts += _lloyd(quantizer, midpoint_tables(settings, width), prior, draft, _DRAFT_ROUNDS)
+    return _lowest(_lloyd(quantizer, _lowest(drafts), prior, final, _FINAL_ROUNDS))
+
+
+def _lloyd(
+    quantizer: Quantizer, tables: Tables, prior: Tables, unit: npt.NDArray[np.float64], rounds: int
+) -> list[_Costed]:
+    """All tables on the way, with their costs on N(0, σ²) samples σ·`unit`; level l is channel l."""
+    settings, history = tables.settings, []
+    residual_CT = (sigma_levels()[:, None] * unit).astype(np.float32)
+    sigma_index_CT = np.repeat(np.arange(SIGMA_LEVELS, dtype=np.uint8)[:, None], unit.size, axis=1)
+    for _ in range(rounds):
+        indices_CT = quantizer.search(residual_CT, sigma_index_CT, tables)
+        contexts_CT = quantizer.contexts(indices_CT, settings)
+        bits = channel_bits(tables, sigma_index_CT, contexts_CT, indices_CT) / unit.size
+        error_CT = reconstruct(tables, sigma_index_CT, contexts_CT, indices_CT) - residual_CT
+        distortion = np.square(error_CT, dtype=np.float64).mean(-1) / settings.step**2
+        history.append((distortion + settings.lmbda_q * bits, tables))
+        statistics = gather(tables, residual_CT, sigma_index_CT, contexts_CT, indices_CT)
+        tables = retabulate(prior, statistics)
+    return history
+
+
+def _lowest(history: list[_Costed]) -> Tables:
+    """For each σ level the rows of the tables with the lowest J."""
+    winner = np.argmin([cost for cost, _ in history], axis=0)
+    chosen = [history[i][1] for i in winner]
+    return Tables.from_rows(
+        chosen[0].settings,
+        [tables.frequency_rows(level) for level, tables in enumerate(chosen)],
+        [tables.reconstruction_rows(level) for level, tables in enumerate(chosen)],
+    )
+
+
+def _unit_samples(count: int, seed: int) -> npt.NDArray[np.float64]:
+    """The quantiles (i + ½)/count of N(0, 1) in random order: counts vary less than with free samples."""
+    quantiles = np.array([NormalDist().inv_cdf((i + 0.5) / count) for i in range(count)])
+    return np.random.default_rng(seed).permutation(quantiles)

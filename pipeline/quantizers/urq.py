@@ -1,0 +1,32 @@
+"""Uniform reconstruction quantizer: k = round(r/Δ), blind to the rate. The others are measured against it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.quantizers.tables import MAX_INDEX, Settings, Tables
+
+DEFAULTS = Settings("urq", None, step=1.0, lmbda_q=0.0)
+
+
+def check(settings: Settings) -> None:
+    """Raise ValueError if the settings name a trellis or weight the rate."""
+    if settings.trellis is not None or settings.lmbda_q != 0:
+        found = f"trellis {settings.trellis} and lmbda_q {settings.lmbda_q}"
+        raise ValueError(
+            f"quantizer urq: expected no trellis and lmbda_q 0, found {found}; rdoq weights the rate"
+        )
+
+
+def contexts(indices_CT: npt.NDArray[np.int32], settings: Settings) -> npt.NDArray[np.uint8]:
+    """All zero, uint8 [C, T]: one table a σ level."""
+    return np.zeros(indices_CT.shape, np.uint8)
+
+
+def search(
+    residual_CT: npt.NDArray[np.float32], sigma_index_CT: npt.NDArray[np.uint8], tables: Tables
+) -> npt.NDArray[np.int32]:
+    """Indices int32 [C, T]: r/Δ rounded, halves to even, within ±32766."""
+    nearest = np.rint(residual_CT.astype(np.float64) / tables.settings.step)
+    return np.clip(nearest, -MAX_INDEX, MAX_INDEX).astype(np.int32)
