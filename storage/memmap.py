@@ -112,7 +112,8 @@ class RaggedWriter:
             self._file.close()
         if kind is not None:
             return
-        shapes = np.array(self._shapes, np.int64).reshape(len(self._shapes), -1)
+        dimensions = len(self._shapes[0]) if self._shapes else 0
+        shapes = np.array(self._shapes, np.int64).reshape(len(self._shapes), dimensions)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(shapes.prod(axis=1))])
         with naming_full_disk(self._directory / _INDEX, shapes.nbytes + offsets.nbytes):
             np.savez(

@@ -25,7 +25,7 @@ from storage.workspace import Workspace, WorkspaceError, WorkspaceVersionError
 
 RACES = 200
 PROCESSES = 3
-_start: Barrier  # of the processes that race
+_shared: dict[str, Barrier] = {}  # set in the processes that race
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -186,12 +186,12 @@ def test_of_racing_processes_exactly_one_wins(tmp_path: Path) -> None:
 
 
 def _share(start: Barrier) -> None:
-    globals()["_start"] = start
+    _shared["start"] = start
 
 
 def _race(root: str, attempt: str) -> dict[str, Any]:
     records = Workspace.open(root).records
-    _start.wait(60)
+    _shared["start"].wait(60)
     return {
         "attempt": attempt,
         "won": {f"race/{n}": records.create(f"race/{n}", {"attempt": attempt}) for n in range(RACES)},
