@@ -1,0 +1,196 @@
+"""Ray, as far as this project needs it: one connection, bounded fan-out, streamed messages, retries of lost workers.
+
+Nothing is connected until the first task is submitted, so a run that reuses everything never starts Ray. Tasks get
+the name of the workspace and digests; pixels, latents and weights never pass through the driver.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Message = TypeVar("Message")
+Result = TypeVar("Result")
+
+OBJECT_STORE_BYTES = 200 * 2**20  # embedded: only names and numbers travel
+LOST_WORKER_RETRIES = 3
+
+
+class InfeasibleResources(RuntimeError):
+    """A stage asks for more than any node has; Ray would wait for ever."""
+
+
+class TaskFailed(RuntimeError):
+    """A task raised, or its worker was lost too often; carries the worker's traceback."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one task of a stage occupies, and how many are in flight."""
+
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    in_flight: int = 64
+
+
+def set_threads(count: int) -> None:
+    """Make torch and Numba use `count` threads; a reused Ray worker keeps those of its last task."""
+    import numba
+    import torch
+
+    torch.set_num_threads(count)
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+
+
+class Cluster:
+    """A lazy connection: an embedded Ray on this machine, or the cluster at `address` (or RAY_ADDRESS)."""
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = address or os.environ.get("RAY_ADDRESS") or "local"
+        self.interrupted = threading.Event()
+        self._lock = threading.Lock()
+        self._ray: Any = None
+
+    def run(self, function: Callable[..., Result], args: tuple[Any, ...], share: Share) -> Result:
+        """One task; its result. Raises TaskFailed, InfeasibleResources."""
+        return next(result for _, result in self.map(function, [args], share))
+
+    def map(
+        self, function: Callable[..., Result], items: Iterable[tuple[Any, ...]], share: Share
+    ) -> Iterator[tuple[tuple[Any, ...], Result]]:
+        """One task per item (its arguments), `share.in_flight` at once; pairs come as they finish.
+
+        Raises:
+            TaskFailed: after all other items have finished, when one failed; their results are kept.
+            InfeasibleResources: before anything is submitted.
+        """
+        ray = self._start(share)
+        remote = self._remote(_call, share)
+        waiting = iter(items)
+        running: dict[Any, tuple[tuple[Any, ...], int]] = {}
+        failures: list[TaskFailed] = []
+        while True:
+            while len(running) < share.in_flight and (item := next(waiting, None)) is not None:
+                running[remote.remote(function, _threads(share), item)] = (item, 0)
+            if not running:
+                break
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            item, losses = running.pop(ready)
+            try:
+                yield item, ray.get(ready)
+            except Exception as error:
+                if _worker_lost(error) and losses < LOST_WORKER_RETRIES:
+                    running[remote.remote(function, _threads(share), item)] = (item, losses + 1)
+                else:
+                    failures.append(_failure(error))
+        if failures:
+            raise failures[0]
+
+    def stream(
+        self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share
+    ) -> Iterator[Message]:
+        """One task that yields messages, as it yields them. A task whose worker is lost starts again:
+        what it has finished it must find by itself (a checkpoint)."""
+        self._start(share)
+        for attempt in range(LOST_WORKER_RETRIES + 1):
+            try:
+                yield from self._stream_once(function, args, share)
+                return
+            except Exception as error:
+                if attempt == LOST_WORKER_RETRIES or not _worker_lost(error):
+                    raise _failure(error) from None
+
+    def _stream_once(
+        self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share
+    ) -> Iterator[Message]:
+        remote = self._remote(_generate, share).options(num_returns="streaming")
+        for reference in remote.remote(function, _threads(share), args):
+            yield self._ray.get(reference)
+
+    def stop(self) -> None:
+        """End the embedded Ray, or leave the cluster."""
+        if self._ray is not None:
+            self._ray.shutdown()
+            self._ray = None
+
+    def _remote(self, function: Callable[..., Any], share: Share) -> Any:
+        # Ray's own retries are off: `map` and `stream` resubmit, so that there is one policy.
+        return self._ray.remote(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_retries=0)(function)
+
+    def _start(self, share: Share) -> Any:
+        with self._lock:
+            if self._ray is None:
+                self._ray = _connect(self.address)
+        _require_feasible(self._ray, share)
+        return self._ray
+
+
+def _connect(address: str) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about num_gpus=0
+    import ray
+
+    embedded: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        logging_level="ERROR",
+        **(embedded if address == "local" else {}),
+    )
+    return ray
+
+
+def _require_feasible(ray: Any, share: Share) -> None:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for resource, wanted in (("CPU", share.num_cpus), ("GPU", share.num_gpus)):
+        most = max((float(node.get(resource, 0)) for node in nodes), default=0.0)
+        if wanted > most:
+            raise InfeasibleResources(
+                f"a task wants num_{resource.lower()}s={wanted:g}, but no node has more than {most:g}: Ray would wait "
+                f"for ever. Lower it, as in --set resources.STAGE.num_{resource.lower()}s={most:g}, or add a node"
+            )
+
+
+def _threads(share: Share) -> int:
+    return max(1, int(share.num_cpus))
+
+
+def _call(function: Callable[..., Result], threads: int, args: tuple[Any, ...]) -> Result:
+    """Runs in the worker."""
+    set_threads(threads)
+    return function(*args)
+
+
+def _generate(
+    function: Callable[..., Iterator[Message]], threads: int, args: tuple[Any, ...]
+) -> Generator[Message, None, None]:
+    """Runs in the worker."""
+    set_threads(threads)
+    yield from function(*args)
+
+
+def _worker_lost(error: BaseException) -> bool:
+    from ray import exceptions
+
+    lost = (
+        exceptions.WorkerCrashedError,
+        exceptions.NodeDiedError,
+        exceptions.LocalRayletDiedError,
+        exceptions.OutOfMemoryError,
+    )
+    return isinstance(error, lost)
+
+
+def _failure(error: BaseException) -> TaskFailed:
+    from ray import exceptions
+
+    if isinstance(error, exceptions.RayTaskError):
+        cause = error.cause if isinstance(error.cause, BaseException) else error
+        failure = TaskFailed(f"{type(cause).__name__}: {cause}")
+        failure.add_note(error.traceback_str)
+        return failure
+    return TaskFailed(f"{type(error).__name__}: {error}")

@@ -1,0 +1,107 @@
+"""What training reads: node-local memmaps of pixels and latents, copied once from the stores and checked on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from storage.images import ImageStore
+from storage.keys import digest
+from storage.latents import LatentSet
+from storage.memmap import LocalCache, RaggedArrays, RaggedWriter
+from storage.workspace import Workspace
+
+Array = npt.NDArray[Any]
+
+# float16 for what the decoder reads (Zarr alone would be twenty times slower, float32 twice as large).
+DTYPES: Mapping[str, str] = {
+    "reconstruction": "float16",
+    "indices": "int16",
+    "contexts": "uint8",
+    "features": "float16",
+    "latent": "float16",
+    "means": "float16",
+    "sigma_index": "uint8",
+}
+
+
+def image_digests(workspace: Workspace, manifest: str) -> list[str]:
+    """The images of a set, in the order of their digests."""
+    return [row["digest"] for row in json.loads(workspace.blobs.get(manifest))["images"]]
+
+
+def local_pixels(workspace: Workspace, manifest: str) -> RaggedArrays:
+    """uint8 (H, W, 3) of each image of a set."""
+    digests = image_digests(workspace, manifest)
+    store = ImageStore(workspace)
+
+    def build(folder: Path) -> None:
+        with _writer(folder, "pixels", "uint8") as writer:
+            for name in digests:
+                writer.append(store.read(name))
+
+    return RaggedArrays(LocalCache.default().open_or_build(digest({"pixels": digests}), build) / "pixels")
+
+
+def local_latents(
+    latents: LatentSet, digests: list[str], codec: Any, tables: Any, with_scale: bool
+) -> dict[str, RaggedArrays]:
+    """Decoded latents of a set: `reconstruction`, and with `with_scale` also `indices`, `contexts`, `features`."""
+    from pipeline.coding import decode_latent, scale_inputs
+
+    def fields() -> Iterator[dict[str, Array]]:
+        for image in latents.read_many(digests):
+            found: dict[str, Array] = {
+                "reconstruction": decode_latent(codec, tables, image.indices, image.hyper_indices)
+            }
+            if with_scale:
+                contexts, features = scale_inputs(codec, tables, image.indices, image.hyper_indices)
+                found |= {"indices": image.indices, "contexts": contexts, "features": features}
+            yield found
+
+    names = ["reconstruction", *(["indices", "contexts", "features"] if with_scale else [])]
+    key = {"latents": latents.content_digest(digests), "tables": tables.digest, "grid": codec.digests().grid}
+    return _materialise(key, names, fields)
+
+
+def local_analysis(workspace: Workspace, digests: list[str], codec: Any) -> dict[str, RaggedArrays]:
+    """What only the encoder knows, for the controls: `latent` (y), `means`, `sigma_index`."""
+    from pipeline.coding import analyse
+
+    store = ImageStore(workspace)
+
+    def fields() -> Iterator[dict[str, Array]]:
+        for name in digests:
+            a = analyse(codec, store.read(name))
+            yield {"latent": a.latent, "means": a.means, "sigma_index": a.sigma_index}
+
+    grid, rate = codec.digests().grid, codec.digests().rate
+    return _materialise(
+        {"images": digests, "grid": grid, "rate": rate}, ["latent", "means", "sigma_index"], fields
+    )
+
+
+def _materialise(
+    key: dict[str, Any], names: list[str], fields: Callable[[], Iterator[dict[str, Array]]]
+) -> dict[str, RaggedArrays]:
+    """One ragged memmap per field, built once per content."""
+
+    def build(folder: Path) -> None:
+        with ExitStack() as stack:
+            writers = {name: stack.enter_context(_writer(folder, name, DTYPES[name])) for name in names}
+            for found in fields():
+                for name, writer in writers.items():
+                    writer.append(found[name])
+
+    folder = LocalCache.default().open_or_build(digest(key | {"fields": names}), build)
+    return {name: RaggedArrays(folder / name) for name in names}
+
+
+def _writer(folder: Path, name: str, dtype: str) -> RaggedWriter:
+    (folder / name).mkdir()
+    return RaggedWriter(folder / name, dtype)

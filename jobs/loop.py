@@ -1,0 +1,108 @@
+"""A training loop as a Ray task runs it: resumes, checkpoints, streams metrics. Shared by `train` and `finetune`."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from storage.workspace import Workspace
+
+KEPT_CHECKPOINTS = 2
+Message = dict[str, Any]
+
+
+class Training(Protocol):
+    """What a loop drives: BaseTraining or FinetuneTraining."""
+
+    step: int
+
+    def advance(self) -> dict[str, float]: ...
+    def to_bytes(self) -> bytes: ...
+    def resume(self, data: bytes) -> None: ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, and how often to log and to write a checkpoint; all in steps."""
+
+    steps: int
+    log_every: int
+    checkpoint_every: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training keeps unfinished work."""
+
+    root: str
+    stage: str
+    key: str
+    attempt: str
+
+    def of(self, attempt: str) -> str:
+        return f"attempts/{self.stage}/{self.key}/{attempt}"
+
+
+def run_loop(training: Training, schedule: Schedule, place: Place) -> Iterator[Message]:
+    """Advance a training to its end from the newest whole checkpoint of any attempt at this key.
+
+    Yields:
+        Every `log_every` steps the mean metrics since the last message, with `step` and `steps_per_s`; at the end
+        {"metrics": JSON lines of all of them}.
+    """
+    workspace = Workspace.open(place.root)
+    lines = _resume(training, workspace, place)
+    if lines:
+        yield {"say": f"resumed at step {training.step} from a checkpoint", "step": training.step}
+    sums: dict[str, float] = {}
+    since, clock = training.step, time.monotonic()
+    while training.step < schedule.steps:
+        for name, value in training.advance().items():
+            sums[name] = sums.get(name, 0.0) + value
+        last = training.step == schedule.steps
+        if training.step % schedule.log_every == 0 or last:
+            count, seconds = training.step - since, time.monotonic() - clock
+            message = {name: value / count for name, value in sums.items()}
+            lines.append(json.dumps({"step": training.step} | message))
+            yield {"step": training.step, "steps_per_s": count / seconds, **message}
+            sums, since, clock = {}, training.step, time.monotonic()
+        if training.step % schedule.checkpoint_every == 0 and not last:
+            _checkpoint(training, lines, workspace, place)
+    yield {"metrics": "".join(line + "\n" for line in lines)}
+
+
+def _checkpoint(training: Training, lines: list[str], workspace: Workspace, place: Place) -> None:
+    """Write a checkpoint whole, then forget all but this attempt's newest two."""
+    folder = place.of(place.attempt)
+    name = f"{folder}/checkpoint-{training.step:09d}"
+    workspace.put(f"{name}.jsonl", "".join(line + "\n" for line in lines).encode())
+    workspace.put(f"{name}.safetensors", training.to_bytes())
+    mine = [step for step, _ in _checkpoints(workspace, folder)]
+    for step in mine[:-KEPT_CHECKPOINTS]:
+        for suffix in ("safetensors", "jsonl"):
+            workspace.delete(f"{folder}/checkpoint-{step:09d}.{suffix}")
+
+
+def _resume(training: Training, workspace: Workspace, place: Place) -> list[str]:
+    """Put the newest checkpoint of any attempt back; its metric lines (none for a fresh start)."""
+    for _, name in reversed(_checkpoints(workspace, f"attempts/{place.stage}/{place.key}")):
+        try:
+            lines = workspace.get(f"{name}.jsonl").decode().splitlines()
+            training.resume(workspace.get(f"{name}.safetensors"))
+        except FileNotFoundError:
+            continue  # another attempt has just finished and cleared its checkpoints
+        return lines
+    return []
+
+
+def _checkpoints(workspace: Workspace, folder: str) -> list[tuple[int, str]]:
+    """(step, name without suffix) of the whole checkpoints below a folder, oldest first."""
+    found = []
+    for name in workspace.list(folder):
+        if match := re.fullmatch(r"(.*/checkpoint-(\d+))\.safetensors", name):
+            found.append((int(match[2]), match[1]))
+    return sorted(found)

@@ -1,0 +1,100 @@
+"""What a person sees while stages run: bars in a terminal, a line every few seconds elsewhere, and a file for `status`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from storage.keys import canonical_json
+from storage.workspace import Workspace
+
+LINE_EVERY_S = 5.0  # without a terminal
+BEAT_EVERY_S = 2.0  # how often a running stage says in the workspace that it is alive
+
+
+class Board:
+    """All running stages. Safe to use from several threads."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        self._bars = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self._live = console.is_terminal
+
+    def __enter__(self) -> Board:
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self.console.print(line, markup=False, highlight=False)
+
+    def row(self, label: str) -> Row:
+        """A row for one stage instance."""
+        return Row(self, label, self._bars.add_task(label, total=None, text="") if self._live else None)
+
+    def _update(self, row: Row) -> None:
+        if row.bar is not None:
+            self._bars.update(row.bar, completed=row.done, total=row.total or None, text=row.text)
+        elif time.monotonic() - row.printed >= LINE_EVERY_S or row.done == row.total:
+            row.printed = time.monotonic()
+            self.say(f"  {row.label}: {row.done}/{row.total} {row.text}")
+
+    def _close(self, row: Row) -> None:
+        if row.bar is not None:
+            self._bars.remove_task(row.bar)
+
+
+class Row:
+    """The progress of one stage instance."""
+
+    def __init__(self, board: Board, label: str, bar: TaskID | None) -> None:
+        self.board, self.label, self.bar = board, label, bar
+        self.done, self.total, self.text = 0, 0, ""
+        self.printed = time.monotonic()
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """`done` of `total`; `text` says of what, and how it stands."""
+        self.done, self.total, self.text = done, total, text
+        self.board._update(self)
+
+    def close(self) -> None:
+        self.board._close(self)
+
+
+class Heartbeat:
+    """Writes a row's progress under `attempts/` until closed, so that `status` elsewhere tells running from dead."""
+
+    def __init__(self, workspace: Workspace, place: str, row: Row) -> None:
+        self._workspace, self._place, self._row = workspace, place, row
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while True:
+            row = self._row
+            body = {"time": time.time(), "done": row.done, "total": row.total, "text": row.text}
+            self._workspace.put(f"{self._place}/progress.json", canonical_json(body))
+            if self._stopped.wait(BEAT_EVERY_S):
+                return

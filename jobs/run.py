@@ -1,0 +1,206 @@
+"""The driver: walks the graph, reuses what records hold, computes the rest, and commits each result as a record."""
+
+from __future__ import annotations
+
+import platform
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+from jobs.cluster import Cluster
+from jobs.experiment import AllResources
+from jobs.plan import Results, Step, input_outputs, resolve
+from jobs.progress import Board, Heartbeat
+from jobs.stage import Node, Task
+from storage.keys import digest
+from storage.workspace import Workspace
+
+# One file per stage; imported when the stage is computed.
+STAGES: Mapping[str, str] = {
+    "ingest": "jobs.ingest",
+    "train": "jobs.train",
+    "import": "jobs.import_codec",
+    "tables": "jobs.tables",
+    "quantize": "jobs.quantize",
+    "finetune": "jobs.finetune",
+    "evaluate": "jobs.evaluate",
+    "report": "jobs.report",
+}
+AT_ONCE = 16  # stage instances driven at once; how many tasks really run is Ray's to decide
+VERSIONS_OF = ("retrellis", "torch", "numpy", "ray", "zarr", "numba")
+
+Record = dict[str, Any]
+
+
+class RunFailed(RuntimeError):
+    """Some stage instances failed; what finished is kept."""
+
+
+@dataclass(frozen=True)
+class Drive:
+    """What a run needs beside its nodes."""
+
+    workspace: Workspace
+    cluster: Cluster
+    resources: AllResources
+    experiment: str  # its name, noted in records
+    board: Board
+    committed: Callable[[], None] = lambda: None  # called after each new record
+
+
+def load_results(workspace: Workspace) -> Results:
+    """Every result record, by stage and key."""
+    results: dict[str, dict[str, Record]] = {}
+    for name, record in workspace.records.load("results").items():
+        _, stage, key = name.split("/")
+        results.setdefault(stage, {})[key] = record
+    return results
+
+
+def run(nodes: list[Node], results: Results, drive: Drive) -> dict[str, Record]:
+    """Bring every node to a result; independent ones go on when one fails.
+
+    Returns:
+        The records by node id.
+
+    Raises:
+        RunFailed: names each instance that failed and why; the others' results are kept.
+        KeyboardInterrupt: after Ray has been stopped; what finished is kept.
+    """
+    produced: dict[str, Record] = {}
+    failed: dict[str, BaseException] = {}
+    running: dict[Future[Record], Step] = {}
+    pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="stage")
+    try:
+        while True:
+            steps = resolve(nodes, results, produced)
+            produced |= {step.node.id: step.record for step in steps if step.record}
+            for step in _ready(steps, running, failed):
+                running[pool.submit(_compute, step, dict(produced), drive)] = step
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                step = running.pop(future)
+                if error := future.exception():
+                    failed[step.node.id] = error
+                    drive.board.say(f"failed: {step.node.id}: {error}")
+                else:
+                    produced[step.node.id] = future.result()
+                    drive.committed()
+    except KeyboardInterrupt:
+        drive.cluster.stop()  # ends the tasks, so that the threads that wait for them end too
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    if failed:
+        raise _failure(failed, [node.id for node in nodes if node.id not in produced])
+    return produced
+
+
+def _ready(
+    steps: list[Step], running: Mapping[Future[Record], Step], failed: Mapping[str, Any]
+) -> list[Step]:
+    """Steps to start now: inputs known, not finished, and nobody is at work on the same key."""
+    busy = {step.key for step in running.values()}
+    ready = []
+    for step in steps:
+        if step.key and not step.record and step.node.id not in failed and step.key not in busy:
+            busy.add(step.key)
+            ready.append(step)
+    return ready
+
+
+def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record:
+    """Compute one node and create its record; the loser of a race adopts the winner's."""
+    node, attempt = step.node, str(uuid.uuid4())
+    place = f"attempts/{node.stage}/{step.key}/{attempt}"
+    started, clock = _now(), time.monotonic()
+    about = {"attempt": attempt, "instance": node.id, "experiment": drive.experiment, "host": platform.node()}
+    drive.workspace.records.create(place, about | {"stage": node.stage, "key": step.key, "started": started})
+    row = drive.board.row(node.id)
+    heartbeat = Heartbeat(drive.workspace, place, row)
+    inputs = input_outputs(node, produced)
+    try:
+        task = Task(
+            node=node,
+            key=step.key or "",
+            inputs=inputs,
+            workspace=drive.workspace,
+            cluster=drive.cluster,
+            resources=getattr(drive.resources, "train" if node.stage == "import" else node.stage),
+            attempt=attempt,
+            progress=row.update,
+            say=lambda line: drive.board.say(f"  {node.id}: {line}"),
+        )
+        outcome = import_module(STAGES[node.stage]).compute(task)
+    except BaseException as error:
+        failure = about | {"error": f"{type(error).__name__}: {error}", "ended": _now()}
+        drive.workspace.records.create(f"failures/{node.stage}/{step.key}/{attempt}", failure)
+        raise
+    finally:
+        heartbeat.close()
+        row.close()
+    record = about | {
+        "version": 1,
+        "stage": node.stage,
+        "key": step.key,
+        "axes": dict(node.axes),
+        "ingredients": step.ingredients,
+        "reads": {name: output["digest"] for name, output in inputs.items()},
+        "outputs": outcome.outputs,
+        "summary": outcome.summary,
+        "started": started,
+        "ended": _now(),
+        "seconds": round(time.monotonic() - clock, 3),
+        "versions": {name: version(name) for name in VERSIONS_OF},
+    }
+    name = f"results/{node.stage}/{step.key}"
+    if drive.workspace.records.create(name, record):
+        drive.board.say(f"done: {node.id} in {record['seconds']:.1f} s")
+        return record
+    winner = drive.workspace.records.get(name)
+    drive.board.say(f"done: {node.id}: another run was first, its result is taken")
+    return winner or record
+
+
+def record_experiment(
+    workspace: Workspace, name: str, config: Record, steps: list[Step], results: Mapping[str, Record]
+) -> bool:
+    """Note which instances an experiment stands on and which of them were there before; MLflow's parent run shows it.
+
+    Returns:
+        Whether this is news: the same experiment with the same results is recorded once.
+    """
+    reused = {step.node.id for step in steps if step.record}
+    instances = [
+        {"stage": r["stage"], "key": r["key"], "instance": label, "reused": label in reused}
+        for label, r in results.items()
+    ]
+    identity = digest({"name": name, "config": config, "keys": sorted(r["key"] for r in results.values())})
+    body = {"version": 1, "attempt": str(uuid.uuid4()), "name": name, "config": config, "digest": identity}
+    return workspace.records.create(
+        f"experiments/{identity}", body | {"instances": instances, "created": _now()}
+    )
+
+
+def _failure(failed: Mapping[str, BaseException], missing: list[str]) -> RunFailed:
+    lines = [
+        f"{len(failed)} stage instance(s) failed; what finished is kept, and the same command goes on from there:"
+    ]
+    for name, error in failed.items():
+        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
+        lines.append(f"  {name}: {type(error).__name__}: {error}{notes}")
+    skipped = [name for name in missing if name not in failed]
+    if skipped:
+        lines.append(f"  not started, since they read what failed: {', '.join(skipped)}")
+    return RunFailed("\n".join(lines))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,74 @@
+"""status: what ran, runs and failed, from the records alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from jobs.progress import BEAT_EVERY_S
+from storage.workspace import Workspace
+
+DEAD_AFTER_S = 5 * BEAT_EVERY_S  # without a heartbeat
+
+
+def show(root: str, follow: bool, console: Console) -> None:
+    """Print the state once, or again and again until Ctrl-C."""
+    workspace = Workspace.open(root, create=False)
+    if not follow:
+        console.print(_table(workspace))
+        return
+    with Live(_table(workspace), console=console, refresh_per_second=1) as live:
+        while True:
+            time.sleep(BEAT_EVERY_S)
+            live.update(_table(workspace))
+
+
+def rows(workspace: Workspace) -> list[dict[str, Any]]:
+    """One entry per stage instance that was ever started: instance, state, started, detail; in order of start."""
+    results = {record["attempt"]: record for record in workspace.records.load("results").values()}
+    finished = {(record["stage"], record["key"]) for record in results.values()}
+    failures = {record["attempt"]: record for record in workspace.records.load("failures").values()}
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for attempt in sorted(workspace.records.load("attempts").values(), key=lambda record: record["started"]):
+        identity = (attempt["stage"], attempt["key"])
+        if identity not in finished or attempt["attempt"] in results:
+            newest[identity] = attempt
+    return [_row(workspace, attempt, results, failures) for attempt in newest.values()]
+
+
+def _row(
+    workspace: Workspace, attempt: dict[str, Any], results: dict[str, Any], failures: dict[str, Any]
+) -> dict[str, Any]:
+    row = {
+        "instance": attempt["instance"],
+        "experiment": attempt["experiment"],
+        "started": attempt["started"],
+    }
+    if result := results.get(attempt["attempt"]):
+        summary = ", ".join(f"{name} {value}" for name, value in result["summary"].items())
+        return row | {"state": "done", "detail": f"{result['seconds']:.1f} s; {summary}"}
+    if failure := failures.get(attempt["attempt"]):
+        return row | {"state": "failed", "detail": failure["error"].splitlines()[0]}
+    try:
+        name = f"attempts/{attempt['stage']}/{attempt['key']}/{attempt['attempt']}/progress.json"
+        beat = json.loads(workspace.get(name))
+    except FileNotFoundError:
+        return row | {"state": "stopped", "detail": "no sign of life"}
+    silent = time.time() - beat["time"]
+    state = "running" if silent < DEAD_AFTER_S else "stopped"
+    tail = "" if state == "running" else f"; last sign of life {silent:.0f} s ago"
+    return row | {"state": state, "detail": f"{beat['done']}/{beat['total']} {beat['text']}{tail}"}
+
+
+def _table(workspace: Workspace) -> Table:
+    table = Table(title=f"{workspace.root}", title_justify="left")
+    for column in ("state", "instance", "experiment", "started", "detail"):
+        table.add_column(column, overflow="fold")
+    for row in rows(workspace):
+        table.add_row(row["state"], row["instance"], row["experiment"], row["started"][:19], row["detail"])
+    return table

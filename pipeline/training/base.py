@@ -1,0 +1,152 @@
+"""Training a base codec: bits per pixel + λ · 255² · MSE on random crops, noise in place of the quantizer.
+
+Everything random is drawn from (seed, step), so a training that resumes from a checkpoint, on any worker, goes on
+exactly as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.codec.hyperprior import MeanScaleHyperprior
+from pipeline.training.optimization import (
+    autocast,
+    learning_rate_factor,
+    make_optimizer,
+    resolve_precision,
+    set_learning_rate,
+    state_from_bytes,
+    state_to_bytes,
+    training_device,
+)
+
+AUXILIARY_LEARNING_RATE = 1e-3  # of the prior's quantiles, as in CompressAI's recipe
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """As in the experiment file's `train` section, for one λ."""
+
+    N: int
+    M: int
+    lmbda: float
+    steps: int
+    batch: int
+    crop: int  # pixels a side
+    learning_rate: float
+    warmup: int  # steps
+    clip: float  # largest gradient norm
+    precision: str  # auto, bfloat16, float32
+    seed: int
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer finite."""
+
+
+class BaseTraining:
+    """The state of one training; `advance` does a step."""
+
+    def __init__(self, settings: BaseSettings, images: Sequence[Pixels]) -> None:
+        """Start at step 0.
+
+        Args:
+            images: uint8 arrays (H, W, 3); those smaller than the crop are reflect-padded.
+        """
+        self.settings, self.images = settings, images
+        self.device = training_device()
+        self.precision = resolve_precision(settings.precision, self.device)
+        network = MeanScaleHyperprior(settings.N, settings.M)
+        network.initialise(torch.Generator().manual_seed(settings.seed))
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        quantiles = network.entropy_bottleneck.quantiles
+        self.main = make_optimizer(
+            (p for p in network.parameters() if p is not quantiles), settings.learning_rate
+        )
+        self.auxiliary = make_optimizer([quantiles], AUXILIARY_LEARNING_RATE)
+        self.step = 0
+
+    def advance(self) -> dict[str, float]:
+        """One step; its metrics: loss, bpp, psnr_db (of the unclipped batch), grad_norm.
+
+        Raises:
+            DivergedError: the loss is not finite; says at which step.
+        """
+        s = self.settings
+        set_learning_rate(self.main, s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup))
+        image_BCHW = self._batch()
+        noise = torch.Generator(self.device).manual_seed(_seed(s.seed, self.step))
+        with autocast(self.precision, self.device):
+            out = self.network(image_BCHW, noise)
+        mse = torch.mean(torch.square(out.x_hat.float() - image_BCHW))
+        bpp = (out.bits_y + out.bits_z) / (s.batch * s.crop * s.crop)
+        loss = bpp + s.lmbda * 255**2 * mse
+        self.main.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.main.param_groups[0]["params"], s.clip, foreach=True)
+        if not math.isfinite(float(loss) + float(norm)):
+            raise DivergedError(f"the loss is {float(loss)} at step {self.step}: lower train.learning_rate")
+        self.main.step()
+        self._auxiliary_step()
+        self.step += 1
+        psnr_db = -10 * math.log10(max(float(mse), 1e-12))
+        return {"loss": float(loss), "bpp": float(bpp), "psnr_db": psnr_db, "grad_norm": float(norm)}
+
+    def to_bytes(self) -> bytes:
+        """Everything needed to go on."""
+        return state_to_bytes({"network": self.network}, self._optimizers, self.step)
+
+    def resume(self, data: bytes) -> None:
+        """Go on from `to_bytes`. Raises CheckpointError."""
+        self.step = state_from_bytes(data, {"network": self.network}, self._optimizers)
+
+    @property
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"main": self.main, "auxiliary": self.auxiliary}
+
+    def _auxiliary_step(self) -> None:
+        self.auxiliary.zero_grad()
+        self.network.auxiliary_loss().backward()
+        self.auxiliary.step()
+
+    def _batch(self) -> Tensor:
+        s = self.settings
+        generator = np.random.default_rng([s.seed, self.step])
+        chosen = generator.integers(len(self.images), size=s.batch)
+        crops = np.stack([random_crop(self.images[int(i)], s.crop, generator) for i in chosen])
+        batch = (
+            torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)
+        )  # NHWC bytes are channels_last already
+        return batch.float().div_(255)
+
+
+def random_crop(pixels_HWC: Pixels, side: int, generator: np.random.Generator) -> Pixels:
+    """A random square, flipped left to right every second time; smaller images are reflect-padded first."""
+    height, width, _ = pixels_HWC.shape
+    if height < side or width < side:
+        pixels_HWC = reflect_pad(pixels_HWC, side)
+        height, width, _ = pixels_HWC.shape
+    top, left = generator.integers(height - side + 1), generator.integers(width - side + 1)
+    crop = pixels_HWC[top : top + side, left : left + side]
+    return crop[:, ::-1] if generator.random() < 0.5 else crop
+
+
+def reflect_pad(pixels_HWC: Pixels, side: int) -> Pixels:
+    """Reflect at the bottom and right until both sides are at least `side` pixels."""
+    height, width, _ = pixels_HWC.shape
+    missing = ((0, max(0, side - height)), (0, max(0, side - width)), (0, 0))
+    return np.pad(pixels_HWC, missing, mode="reflect")
+
+
+def _seed(seed: int, step: int) -> int:
+    """One 63-bit seed for a step's noise."""
+    return int(np.random.SeedSequence([seed, step, 1]).generate_state(1, np.uint64)[0] >> 1)

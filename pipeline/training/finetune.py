@@ -1,0 +1,230 @@
+"""Finetuning the decoder on what it will see: real quantized latents, or a control that only simulates them.
+
+`parts: decoder` trains g_s on the distortion alone, since its indices, and so its rate, are fixed.
+`parts: decoder+scale` also trains the scale rows (the first M output filters of h_s's last layer). Their rate is that
+of the stored indices k under the tables, interpolated linearly in log σ between the two neighbouring levels at fixed
+quantizer Q and k, with the gradient through the weight.
+
+Source: Borzechowski et al., ICIP 2024, arXiv 2506.08662, section 3; the controls are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.codec.artifact import Codec
+from pipeline.codec.sigma import SIGMA_LEVELS, SIGMA_MAX, SIGMA_MIN
+from pipeline.quantizers import Tables, code_bits
+from pipeline.training.base import DivergedError
+from pipeline.training.latent_crops import LatentBatch, LatentCrops
+from pipeline.training.optimization import (
+    learning_rate_factor,
+    make_optimizer,
+    resolve_precision,
+    set_learning_rate,
+    state_from_bytes,
+    state_to_bytes,
+    training_device,
+)
+
+Array = npt.NDArray[np.floating]
+
+# What each kind of latents reads of an image (`jobs.finetune` provides it).
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "quantized": ("reconstruction",),
+    "noise": ("latent", "sigma_index"),
+    "rounded": ("latent", "means"),
+}
+SCALE_FIELDS = ("indices", "contexts", "features")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """As in the experiment file's `arms`, for one λ and seed."""
+
+    parts: str  # decoder, decoder+scale
+    latents: str  # quantized, noise, rounded
+    lmbda: float
+    steps: int
+    batch: int
+    crop: int  # pixels a side, margin included
+    learning_rate: float
+    warmup: int  # steps
+    clip: float  # largest gradient norm
+    precision: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Control:
+    """How a control simulates the arm's quantizer; empty for the arm itself.
+
+    Attributes:
+        noise_width: width of the uniform noise per σ index, float32 (64,): √(12 · E(ŷ − y)²) as measured.
+        rounding_step: step of the plain rounding whose MSE is the arm's.
+    """
+
+    noise_width: npt.NDArray[np.float32] | None = None
+    rounding_step: float | None = None
+
+
+class FinetuneTraining:
+    """The state of one finetuning; `advance` does a step."""
+
+    def __init__(
+        self, settings: FinetuneSettings, codec: Codec, tables: Tables, crops: LatentCrops, control: Control
+    ) -> None:
+        """Start from a codec at step 0; the codec itself is not changed."""
+        self.settings, self.codec, self.tables, self.crops = settings, codec, tables, crops
+        self.control = control
+        self.device = training_device()
+        self.precision = resolve_precision(settings.precision, self.device)
+        side = codec.decoder_side().to(self.device)
+        self.side = side.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trained = list(side.decoder_parameters())
+        if self.trains_scale:
+            trained += list(side.scale_parameters())
+        self.trained = trained
+        self.optimizer = make_optimizer(trained, settings.learning_rate)
+        self.step = 0
+
+    @property
+    def trains_scale(self) -> bool:
+        """Whether the scale rows are trained too."""
+        return self.settings.parts == "decoder+scale"
+
+    def advance(self) -> dict[str, float]:
+        """One step; its metrics: loss, psnr_db, grad_norm, and bpp of y where scale rows are trained.
+
+        Raises:
+            DivergedError: the loss is not finite; says at which step.
+        """
+        s = self.settings
+        set_learning_rate(
+            self.optimizer, s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup)
+        )
+        batch = self.crops.batch(self.step, s.batch)
+        mse = self._distortion(batch)
+        bpp = self._rate(batch) if self.trains_scale else None
+        loss = s.lmbda * 255**2 * mse + (0 if bpp is None else bpp)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, s.clip, foreach=True)
+        if not math.isfinite(float(loss) + float(norm)):
+            raise DivergedError(
+                f"the loss is {float(loss)} at step {self.step}: lower the arm's learning_rate"
+            )
+        self.optimizer.step()
+        self.step += 1
+        metrics = {
+            "loss": float(loss),
+            "psnr_db": -10 * math.log10(max(float(mse), 1e-12)),
+            "grad_norm": float(norm),
+        }
+        return metrics if bpp is None else metrics | {"bpp_y": float(bpp)}
+
+    def result(self) -> Codec:
+        """The finetuned codec: everything that was not trained is bit-identical to the given one.
+
+        Raises:
+            RuntimeError: it is not, which is a bug.
+        """
+        finetuned = self.codec.refined(self.side)
+        for name in ("grid",) if self.trains_scale else ("grid", "rate"):
+            if getattr(finetuned.digests(), name) != getattr(self.codec.digests(), name):
+                raise RuntimeError(
+                    f"finetuning {self.settings.parts} changed the codec's {name} digest: please report"
+                )
+        return finetuned
+
+    def to_bytes(self) -> bytes:
+        """Everything needed to go on."""
+        return state_to_bytes({"side": self.side}, {"main": self.optimizer}, self.step)
+
+    def resume(self, data: bytes) -> None:
+        """Go on from `to_bytes`. Raises CheckpointError."""
+        self.step = state_from_bytes(data, {"side": self.side}, {"main": self.optimizer})
+
+    def _distortion(self, batch: LatentBatch) -> Tensor:
+        """MSE over the pixels that carry loss."""
+        y_hat = self._latents(batch).contiguous(memory_format=torch.channels_last)
+        x_hat = self.side.synthesise(y_hat, mixed=self.precision == "bfloat16")
+        image_BCHW = torch.from_numpy(batch.pixels).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        mask = torch.from_numpy(batch.loss_mask).to(self.device)[:, None]
+        return (torch.square(x_hat - image_BCHW) * mask).sum() / (3 * mask.sum())
+
+    def _latents(self, batch: LatentBatch) -> Tensor:
+        """What the decoder gets, float32 (B, M, w, w): stored reconstructions, or a control's."""
+        if self.settings.latents == "quantized":
+            return self._field(batch, "reconstruction").float()
+        y = self._field(batch, "latent").float()
+        if self.settings.latents == "rounded":
+            means, step = self._field(batch, "means").float(), self.control.rounding_step
+            assert step is not None
+            return means + torch.round((y - means) / step) * step
+        assert self.control.noise_width is not None
+        random = np.random.default_rng([self.settings.seed, 2, self.step]).random(y.shape, np.float32) - 0.5
+        noise = random * self.control.noise_width[batch.fields["sigma_index"].astype(np.intp)]
+        inside = torch.from_numpy(batch.latent_mask).to(self.device)[:, None]
+        return y + torch.from_numpy(noise).to(self.device) * inside
+
+    def _rate(self, batch: LatentBatch) -> Tensor:
+        """Bits of y per pixel of the crops' latents, as the scale rows would have them."""
+        levels = level_places(self.side.scales(self._field(batch, "features")))
+        lower = levels.detach().floor().clamp_(0, SIGMA_LEVELS - 2)
+        weight = levels - lower
+        index = lower.cpu().numpy().astype(np.uint8)
+        contexts, indices = (
+            batch.fields["contexts"].astype(np.uint8),
+            batch.fields["indices"].astype(np.int32),
+        )
+        below, above = (
+            torch.from_numpy(code_bits(self.tables, level, contexts, indices)).to(self.device)
+            for level in (index, index + np.uint8(1))
+        )
+        inside = torch.from_numpy(batch.latent_mask).to(self.device)[:, None]
+        bits = ((1 - weight) * below + weight * above) * inside
+        return bits.sum() / (batch.latent_mask.sum() * 256)
+
+    def _field(self, batch: LatentBatch, name: str) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(batch.fields[name])).to(self.device)
+
+
+def level_places(scales: Tensor) -> Tensor:
+    """Where σ lies between the 64 levels: 0 … 63, linear in log σ between neighbours; same shape."""
+    spacing = math.log(SIGMA_MAX / SIGMA_MIN) / (SIGMA_LEVELS - 1)
+    return (torch.log(scales / SIGMA_MIN) / spacing).clamp(0, SIGMA_LEVELS - 1)
+
+
+def noise_widths(
+    errors: Iterable[Array], sigma_indices: Iterable[npt.NDArray[np.uint8]]
+) -> npt.NDArray[np.float32]:
+    """Per σ index, the width √(12 · E(ŷ − y)²) of the uniform noise with the measured variance; float32 (64,).
+
+    Args:
+        errors: ŷ − y of each image.
+        sigma_indices: of the same shapes.
+    """
+    square, count = np.zeros(SIGMA_LEVELS), np.zeros(SIGMA_LEVELS)
+    for error, index in zip(errors, sigma_indices, strict=True):
+        square += np.bincount(index.ravel(), np.square(error, dtype=np.float64).ravel(), SIGMA_LEVELS)
+        count += np.bincount(index.ravel(), minlength=SIGMA_LEVELS)
+    return np.sqrt(12 * square / np.maximum(count, 1)).astype(np.float32)
+
+
+def rounding_step(residuals: Iterable[Array], mse: float) -> float:
+    """The step at which plain rounding of the residuals y − μ has the given MSE, by bisection to 1e-4 of it."""
+    residual = np.concatenate([r.ravel() for r in residuals]).astype(np.float32)
+    low, high = 1e-3, 64.0
+    while high - low > 1e-4 * low:
+        middle = 0.5 * (low + high)
+        error = residual - np.round(residual / np.float32(middle)) * np.float32(middle)
+        low, high = (middle, high) if float(np.mean(np.square(error))) < mse else (low, middle)
+    return 0.5 * (low + high)

@@ -1,0 +1,113 @@
+"""What both loops share: the learning-rate schedule, number formats, and the whole state of a training as bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+LEAST_LEARNING_RATE = 0.01  # of the peak, at the end of the cosine
+
+
+class CheckpointError(ValueError):
+    """Checkpoint bytes do not fit the training that should go on from them."""
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
+    """Linear rise over `warmup` steps, then a cosine from 1 down to LEAST_LEARNING_RATE at `steps`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return LEAST_LEARNING_RATE + (1 - LEAST_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """'auto' is bfloat16 where convolutions run in it natively (CUDA, AMX), float32 elsewhere."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if device.type == "cuda" or torch.cpu._is_amx_tile_supported() else "float32"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast to bfloat16, or nothing for float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def training_device() -> torch.device:
+    """CUDA when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
+    """Adam (Kingma & Ba 2015) with its default moments, fused."""
+    return torch.optim.Adam(list(parameters), lr=learning_rate, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """For all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def state_to_bytes(
+    modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], step: int
+) -> bytes:
+    """Weights, optimizer moments and the step, as safetensors.
+
+    Schedule, sampler and noise are functions of (seed, step), so the step is their whole state.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        tensors |= {f"module/{name}/{leaf}": value for leaf, value in module.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{name}/{index}/{leaf}": value for leaf, value in state.items()}
+    dense = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return save_tensors(dense, {"training": json.dumps({"step": step})})
+
+
+def state_from_bytes(
+    data: bytes, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> int:
+    """Put a state back and return its step.
+
+    Raises:
+        CheckpointError: a leaf is missing, unknown or of another shape; it is named.
+    """
+    tensors = load_tensors(data)
+    for name, module in modules.items():
+        prefix = f"module/{name}/"
+        found = {
+            leaf.removeprefix(prefix): value for leaf, value in tensors.items() if leaf.startswith(prefix)
+        }
+        _check_leaves(prefix, module.state_dict(), found)
+        module.load_state_dict(found)
+    for name, optimizer in optimizers.items():
+        state: dict[int, dict[str, Tensor]] = {}
+        for leaf, value in tensors.items():
+            if leaf.startswith(f"optimizer/{name}/"):
+                _, _, index, moment = leaf.split("/")
+                state.setdefault(int(index), {})[moment] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return _step_of(data)
+
+
+def _check_leaves(prefix: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    for leaf in sorted(expected.keys() | found.keys()):
+        wanted = tuple(expected[leaf].shape) if leaf in expected else "no such leaf"
+        there = tuple(found[leaf].shape) if leaf in found else "none"
+        if wanted != there:
+            raise CheckpointError(f"checkpoint leaf {prefix}{leaf}: expected {wanted}, found {there}")
+
+
+def _step_of(data: bytes) -> int:
+    length = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    return int(json.loads(metadata["training"])["step"])
