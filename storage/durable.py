@@ -62,7 +62,7 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def naming_full_disk(path: Path, size: int) -> Iterator[None]:
-    """Turn "no space" and "over quota" inside the block into a StorageFull that names the file and its bytes."""
+    """Turn "no space" and "over quota" in the block into a StorageFull that names the file and its size."""
     try:
         yield
     except OSError as error:
@@ -86,6 +86,6 @@ def _full_message(path: Path, size: int) -> str:
     there = next(folder for folder in path.parents if folder.exists())
     free = shutil.disk_usage(there).free
     return (
-        f"disk full: expected room for {size:,} bytes of {path}, found {free:,} bytes free there (or a quota used "
-        "up). Finished work is kept: make room and give the same command again; it goes on from there."
+        f"disk full: expected room for {size:,} bytes of {path}, found {free:,} bytes free there (or a quota "
+        "used up). Finished work is kept: make room and give the same command again; it goes on from there."
     )

@@ -16,7 +16,7 @@ import platform
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class LatentSet:
     def __init__(self, workspace: Workspace, key: str) -> None:
         """The set `key`, 64 hex digits; it need not have a part yet."""
         self._workspace = workspace
+        self.key = key
         self._folder = f"latents/{key}"
         self._known: dict[str, Record] = {}  # records never change, so each is read once
 
@@ -169,6 +170,30 @@ class LatentSet:
                 f"{self._folder}: expected image {name} in a part, found none. Run quantize again."
             )
         return next(image for image in self.read_part(found[0]) if image.digest == name)
+
+    def read_many(self, digests: Sequence[str]) -> Iterator[PartImage]:
+        """Images in the given order; a part is read when the first of its images comes, and kept for the others.
+
+        In the order of digests, in which parts lie, one part at a time is in memory.
+
+        Raises:
+            LatentError: as `read_part`.
+        """
+        places = self.images()
+        wanted = Counter(places[name][0] for name in digests if name in places)
+        held: dict[str, dict[str, PartImage]] = {}
+        for name in digests:
+            if name not in places:
+                raise LatentError(
+                    f"{self._folder}: expected image {name} in a part, found none. Run quantize again."
+                )
+            part = places[name][0]
+            if part not in held:
+                held[part] = {image.digest: image for image in self.read_part(part)}
+            yield held[part][name]
+            wanted[part] -= 1
+            if not wanted[part]:
+                del held[part]
 
     def retire(self, part: str, reason: str) -> None:
         """Withdraw a part: its images count as missing, and may be written again. Its data stays."""

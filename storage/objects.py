@@ -1,7 +1,6 @@
 """Named bytes under one root, a local folder or an `s3://` URL, by obstore.
 
-obstore hangs for ever in a process forked after its first use: start processes by spawn (Ray's workers are not
-forked).
+obstore hangs for ever in a process forked after its first use: start processes by spawn (Ray's are not forked).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _NAME = re.compile(r"(?!.*(^|/)\.{1,2}(/|$))[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 
 
 class Objects:
-    """Objects by name ("a/b.json"). A write is whole or not at all, and in a local folder flushed to the disk.
+    """Objects by name ("a/b.json"). A write is whole or not at all; in a local folder it is flushed.
 
     Attributes:
         root: absolute path of a folder, or URL.
@@ -73,12 +72,12 @@ class Objects:
     def get_range(self, name: str, offset: int, size: int) -> bytes:
         """At most `size` bytes from `offset` on: fewer if the object ends before.
 
-        Raises FileNotFoundError; the empty range past the end raises as obstore does.
+        Raises FileNotFoundError, and obstore's GenericError if the object ends before `offset`.
         """
         return bytes(obstore.get_range(self.store, name, start=offset, length=size))
 
     def list(self, prefix: str) -> list[str]:
-        """Sorted names of all objects in the folder `prefix` and below it; none if there is no such folder."""
+        """Sorted names of all objects in the folder `prefix` and below it; no such folder: none."""
         return sorted(entry["path"] for chunk in obstore.list(self.store, prefix) for entry in chunk)
 
     def delete(self, prefix: str) -> None:

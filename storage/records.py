@@ -21,7 +21,7 @@ class RecordError(StorageError):
 
 
 class Records:
-    """The records of a workspace, by names such as "results/train/<key>"; one lies at `records/<name>.json`."""
+    """The records of a workspace, by names such as "results/train/<key>", at `records/<name>.json`."""
 
     def __init__(self, objects: Objects) -> None:
         """Records inside `objects`."""
@@ -31,8 +31,8 @@ class Records:
         """Create a record unless there is one; on a local folder it is on the disk on return.
 
         Args:
-            body: JSON values; `body["attempt"]` is this attempt's uuid, by which a writer knows its own record again
-                when the store's answer to it was lost.
+            body: JSON values; `body["attempt"]` is this attempt's uuid, by which a writer knows its own
+                record again when the store's answer to it was lost.
 
         Returns:
             Whether the record is this attempt's. If not, `get` gives the winner's.
@@ -85,10 +85,10 @@ class Records:
 
     def _broken(self, name: str, data: bytes, reason: str) -> str:
         return (
-            f"record {name!r} cannot be read: expected a JSON object, found {len(data)} bytes: {reason}. Records are "
-            "written whole, so the disk or a hand has changed it. Restore "
-            f"{self._objects.path(self._object(name))} from a backup, or move it away: then what it names counts as "
-            "not done and is computed again."
+            f"record {name!r} cannot be read: expected a JSON object, found {len(data)} bytes: {reason}. "
+            "Records are written whole, so the disk or a hand has changed it. Restore "
+            f"{self._objects.path(self._object(name))} from a backup, or move it away: then what it names "
+            "counts as not done and is computed again."
         )
 
     @staticmethod

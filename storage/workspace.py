@@ -68,8 +68,8 @@ class Workspace(Objects):
             found = f"{data[:40]!r}"
         if found != VERSION:
             raise WorkspaceVersionError(
-                f"workspace {self.root}: expected version {VERSION}, found {found} in {_MARK}. Use the version "
-                "of retrellis that made it, or name another workspace by --workspace."
+                f"workspace {self.root}: expected version {VERSION}, found {found} in {_MARK}. Use the "
+                "version of retrellis that made it, or name another workspace by --workspace."
             )
 
 

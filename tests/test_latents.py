@@ -194,6 +194,18 @@ def test_an_image_in_two_parts_is_read_from_the_first_by_name(workspace: Workspa
     assert_equal(stored.read(newer.digest), newer)
 
 
+def test_many_images_are_read_in_the_order_asked_for(workspace: Workspace) -> None:
+    images = [latents(number) for number in range(6)]
+    stored = LatentSet(workspace, KEY)
+    for first in (0, 2, 4):
+        stored.write_part("0", images[first : first + 2])
+    order = [images[number] for number in (5, 0, 4, 4, 1)]
+    for found, expected in zip(stored.read_many([image.digest for image in order]), order, strict=True):
+        assert_equal(found, expected)
+    with pytest.raises(LatentError, match="expected image beef in a part, found none"):
+        list(stored.read_many([images[0].digest, "beef"]))
+
+
 def test_the_loser_of_a_race_adopts_the_winner_and_drops_its_data(workspace: Workspace) -> None:
     images = [latents(0), latents(1)]
     winner = LatentSet(workspace, KEY).write_part("0", images)
