@@ -44,7 +44,7 @@ class LocalCache:
 
         Args:
             key: a digest of all that decides the content.
-            build: is given an empty directory to fill with files.
+            build: is given an empty directory to fill with files and folders.
 
         Raises:
             StorageFull: nothing is left behind. What `build` raises passes through, with the same effect.
@@ -65,9 +65,8 @@ class LocalCache:
             unfinished.mkdir()
             try:
                 build(unfinished)
-                for path in unfinished.iterdir():
-                    _sync_file(path)
-                sync_directory(unfinished)
+                for path in [*unfinished.rglob("*"), unfinished]:
+                    sync_directory(path) if path.is_dir() else _sync_file(path)
                 unfinished.rename(finished)
                 sync_directory(finished.parent)
             except BaseException:

@@ -66,10 +66,11 @@ def test_a_directory_is_built_once(tmp_path: Path) -> None:
 
     def build(directory: Path) -> None:
         calls.append(directory)
-        (directory / "data").write_text("built")
+        (directory / "folder").mkdir()
+        (directory / "folder" / "data").write_text("built")
 
     cache = LocalCache(tmp_path / "cache")
-    assert (cache.open_or_build("k", build) / "data").read_text() == "built"
+    assert (cache.open_or_build("k", build) / "folder" / "data").read_text() == "built"
     assert cache.open_or_build("k", build) == tmp_path / "cache" / "k"
     assert cache.open_or_build("other", build) != cache.open_or_build("k", build)
     assert len(calls) == 2
