@@ -7,6 +7,7 @@ the name of the workspace and digests; pixels, latents and weights never pass th
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ Result = TypeVar("Result")
 
 OBJECT_STORE_BYTES = 200 * 2**20  # embedded: only names and numbers travel
 LOST_WORKER_RETRIES = 3
+ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class InfeasibleResources(RuntimeError):
@@ -191,6 +193,6 @@ def _failure(error: BaseException) -> TaskFailed:
     if isinstance(error, exceptions.RayTaskError):
         cause = error.cause if isinstance(error.cause, BaseException) else error
         failure = TaskFailed(f"{type(cause).__name__}: {cause}")
-        failure.add_note(error.traceback_str)
+        failure.add_note(ANSI_COLOUR.sub("", str(error)))  # holds the worker's traceback
         return failure
     return TaskFailed(f"{type(error).__name__}: {error}")

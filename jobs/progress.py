@@ -1,4 +1,4 @@
-"""What a person sees while stages run: bars in a terminal, a line every few seconds elsewhere, and a file for `status`."""
+"""What a person sees while stages run: bars in a terminal, lines elsewhere, and a file for `status`."""
 
 from __future__ import annotations
 

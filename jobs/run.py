@@ -190,15 +190,17 @@ def record_experiment(
 
 
 def _failure(failed: Mapping[str, BaseException], missing: list[str]) -> RunFailed:
-    lines = [
-        f"{len(failed)} stage instance(s) failed; what finished is kept, and the same command goes on from there:"
-    ]
+    """One error for all: instances that failed for the same reason stand together, with one traceback."""
+    alike: dict[str, list[str]] = {}
     for name, error in failed.items():
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
-        lines.append(f"  {name}: {type(error).__name__}: {error}{notes}")
+        alike.setdefault(f"{error}{notes}", []).append(name)
+    lines = [f"{len(failed)} stage instance(s) failed; what finished is kept, and the same command goes on from there:"]
+    for reason, names in alike.items():
+        lines.append(f"  {', '.join(names)}:\n    {reason}")
     skipped = [name for name in missing if name not in failed]
     if skipped:
-        lines.append(f"  not started, since they read what failed: {', '.join(skipped)}")
+        lines.append(f"  {len(skipped)} that read what failed were not started")
     return RunFailed("\n".join(lines))
 
 

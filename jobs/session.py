@@ -69,7 +69,7 @@ def execute(experiment: Experiment, options: Options, console: Console) -> dict[
     if todo:
         produced = _compute(experiment, options, workspace, steps, results, console)
     elif record_experiment(workspace, experiment.name, experiment.model_dump(mode="json"), steps, produced):
-        with _projector(workspace, options.tracking, console):
+        with _Projection(workspace, options.tracking, console):
             pass  # what was reused stands under a new experiment: MLflow should show it there too
     for node, record in produced.items():
         if record["stage"] == "report":
@@ -81,7 +81,7 @@ def import_checkpoint(file: str, lmbda: float, options: Options, console: Consol
     """`retrellis import`: one node, without an experiment around it; its record."""
     workspace = Workspace.open(options.workspace)
     node = import_node(lmbda, file, None)
-    with Board(console) as board, _projector(workspace, options.tracking, console) as notify:
+    with Board(console) as board, _Projection(workspace, options.tracking, console) as notify:
         drive = Drive(workspace, Cluster(), AllResources(), "imported", board, notify)
         return run([node], load_results(workspace), drive)[node.id]
 
@@ -114,7 +114,7 @@ def _compute(
 ) -> dict[str, dict[str, Any]]:
     cluster = Cluster(options.address)
     try:
-        with Board(console) as board, _projector(workspace, options.tracking, console) as notify:
+        with Board(console) as board, _Projection(workspace, options.tracking, console) as notify:
             drive = Drive(workspace, cluster, experiment.resources, experiment.name, board, notify)
             produced = run([step.node for step in steps], results, drive)
             record_experiment(workspace, experiment.name, experiment.model_dump(mode="json"), steps, produced)
@@ -124,7 +124,7 @@ def _compute(
     return produced
 
 
-class _projector:
+class _Projection:
     """MLflow follows the records in a thread of its own while the block runs; yields what tells it of news."""
 
     def __init__(self, workspace: Workspace, tracking: str | None, console: Console) -> None:
@@ -151,16 +151,18 @@ def _records(workspace: Workspace) -> Callable[[], dict[str, dict[str, Any]]]:
 
 
 def _say_short(steps: list[Step], todo: list[Step], workspace: Workspace, console: Console) -> None:
-    """The plan in short, as `run` prints it."""
-    reused = Counter(step.node.stage for step in steps if step.record)
-    if reused:
-        listed = ", ".join(f"{count} {stage}" for stage, count in reused.items())
-        console.print(f"reused: {listed}", highlight=False)
+    """The plan in short, as `run` prints it: what is reused, what is computed, and why where that is known yet."""
+    for action in ("reuse", "compute"):
+        counts = Counter(step.node.stage for step in steps if step.action == action)
+        if counts:
+            listed = ", ".join(f"{count} {stage}" for stage, count in counts.items())
+            console.print(f"{action}: {listed}", highlight=False)
     if not todo:
         console.print("nothing to compute: no training step, no image quantized", highlight=False)
     for step in todo:
-        line = f"compute: {step.node.id}: {_amount(step, steps, workspace)}; {step.why}"
-        console.print(line, markup=False, highlight=False)
+        if step.key:
+            line = f"  {step.node.id}: {_amount(step, steps, workspace)}; {step.why}"
+            console.print(line, markup=False, highlight=False)
 
 
 def _refuse_retraining(experiment: Experiment, todo: list[Step], results: Results) -> None:

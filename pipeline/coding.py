@@ -39,7 +39,7 @@ class CodedImage:
 
 @dataclass(frozen=True)
 class Analysed:
-    """The encoder's view of an image: y, μ (float32) and σ index (uint8), each (M, h, w); hyper indices (N, h/4, w/4)."""
+    """The encoder's view: y, μ (float32), σ index (uint8), each (M, h, w); hyper indices int16 (N, h/4, w/4)."""
 
     latent: Floats
     means: Floats

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from pipeline.codec.artifact import Codec
 from pipeline.codec.sigma import SIGMA_LEVELS, SIGMA_MAX, SIGMA_MIN
-from pipeline.quantizers import Tables, code_bits
+from pipeline.quantizers.lookup import code_bits
+from pipeline.quantizers.tables import Tables
 from pipeline.training.base import DivergedError
 from pipeline.training.latent_crops import LatentBatch, LatentCrops
 from pipeline.training.optimization import (
