@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import safetensors.torch
 import torch
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.codec import contract, integer_synthesis
-from pipeline.codec.contract import Analysis, Digests, EntropyParameters
+from pipeline.codec.contract import Analysis, CodecContract, Digests, EntropyParameters
 from pipeline.codec.decoder_side import DecoderSide
 from pipeline.codec.hyper_table import HyperTable
 from pipeline.codec.hyperprior import MeanScaleHyperprior
@@ -126,7 +126,7 @@ class Codec:
         """A copy of g_s and the scale rows, to train."""
         return DecoderSide(self.network)
 
-    def refined(self, side: DecoderSide) -> Codec:
+    def refined(self, side: DecoderSide) -> Self:
         """This codec with a finetuned g_s and scale rows; grid, hyper table and thresholds stay bit-identical.
 
         Raises:
@@ -139,10 +139,10 @@ class Codec:
         for name, rows in side.scale_rows.state_dict().items():
             state[f"{last}.{name}"][:M] = rows.cpu()
         network = _network_from(self.network.N, M, state)
-        refined = Codec(network, self.synthesis.to("cpu").with_scale_rows(network.h_s), self.hyper_table)
-        return refined.to(self.synthesis.medians.device)
+        synthesis = self.synthesis.to("cpu").with_scale_rows(network.h_s)
+        return replace(self, network=network, synthesis=synthesis).to(self.synthesis.medians.device)
 
-    def to(self, device: torch.device | str) -> Codec:
+    def to(self, device: torch.device | str) -> Self:
         """The same codec on `device`; this one stays where it is."""
         state = {name: leaf.to(device) for name, leaf in self.network.state_dict().items()}
         network = _empty_network(self.network.N, self.network.M)
@@ -306,3 +306,7 @@ def _digest(leaves: Mapping[str, Tensor], prefixes: tuple[str, ...], metadata: s
         digest.update(json.dumps([name, str(leaf.dtype), list(leaf.shape)]).encode())
         digest.update(leaf.numpy().tobytes())
     return digest.hexdigest()
+
+
+if TYPE_CHECKING:
+    _fulfilled: type[CodecContract[DecoderSide]] = Codec

@@ -1,7 +1,7 @@
 """State dicts of CompressAI's `MeanScaleHyperprior` to our network and back. CompressAI itself is not needed.
 
-The networks' leaves have the same names and shapes in both. CompressAI's dict also holds constants and coding tables that
-derive from them: import ignores these, export computes them as CompressAI's `update(force=True)` does (version 1.2.8).
+The networks' leaves have the same names and shapes in both. CompressAI's dict also holds constants and coding tables
+that derive from them: import ignores these, export computes them as its `update(force=True)` does (version 1.2.8).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ h and w those of its latents (H / 16, W / 16 for ours); u and v those of its hyp
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -60,8 +60,13 @@ class DecoderContract(Protocol):
         ...
 
 
-class CodecContract(Protocol):
-    """A finished codec. Everything runs in float32 without autocast or TF32, in contiguous format.
+Side = TypeVar("Side", bound=DecoderContract)
+
+
+class CodecContract(Protocol[Side]):
+    """A finished codec; `Side` is its own kind of decoder side.
+
+    Everything runs in float32 without autocast or TF32, in contiguous format.
 
     Attributes:
         stride: height and width of images must be multiples of it (see `pad`).
@@ -98,11 +103,11 @@ class CodecContract(Protocol):
         """x̂, unclipped float32 (B, 3, H, W), from latents float32 (B, M, h, w)."""
         ...
 
-    def decoder_side(self) -> DecoderContract:
+    def decoder_side(self) -> Side:
         """A copy, to train, of the parts that finetuning may change."""
         ...
 
-    def refined(self, side: DecoderContract) -> Self:
+    def refined(self, side: Side) -> Self:
         """This codec with the parts of a finetuned decoder side; everything else stays bit-identical."""
         ...
 

@@ -236,10 +236,11 @@ class IntegerSynthesis:
         """
         for name, layer in self._layers().items():
             layer.check(name)
-        if (self.medians.abs() > ACTIVATION_LIMIT).any():
+        if not (self.medians.double().abs() <= ACTIVATION_LIMIT).all():
             raise ValueError(f"integer.medians: expected magnitudes up to {ACTIVATION_LIMIT}")
-        if (self.thresholds.diff() <= 0).any():
-            raise ValueError("integer.thresholds: expected ascending σ thresholds")
+        thresholds = self.thresholds.double()
+        if not (thresholds.abs() < EXACT_LIMIT).all() or (thresholds.diff() <= 0).any():
+            raise ValueError("integer.thresholds: expected ascending σ thresholds below 2^52")
 
     def to(self, device: torch.device | str) -> Self:
         """The same integers on `device`."""
