@@ -24,7 +24,7 @@ def is_number(value: Any) -> bool:
 
 def params(result: Result) -> list[Param]:
     """Settings by dotted name, and the first digits of what was read, as `input.<name>`."""
-    found = {"stage_version": result.record["ingredients"]["stage_version"], **flatten(result.settings)}
+    found = {"stage_version": result.stage_version, **flatten(result.settings)}
     found |= {f"input.{read.name}": read.digest[:_SHORT] for read in result.inputs}
     return [Param(name, value) for name, value in _texts(found).items()]
 
@@ -51,13 +51,9 @@ def metrics(result: Result, read_blob: Callable[[str], bytes]) -> list[Metric]:
 
 
 def tags(result: Result) -> dict[str, str]:
-    """The full digests and the circumstances."""
-    found = {"stage": result.stage, "key": result.key, "instance": result.instance}
-    found |= {f"input.{read.name}": read.digest for read in result.inputs}
-    found |= {f"output.{made.name}": made.digest for made in result.outputs}
-    found |= {name: result.record[name] for name in ("attempt", "host") if name in result.record}
-    found |= {f"version.{name}": value for name, value in result.record.get("versions", {}).items()}
-    return {f"retrellis.{name}": value for name, value in _texts(found).items()}
+    """What one may want to search for, in names short enough for the UI; the rest is in the record's own file."""
+    found = {f"output.{made.name}": made.digest for made in result.outputs}
+    return _texts({"stage": result.stage, "host": result.host, **found})
 
 
 def dataset_inputs(graph: Graph, result: Result) -> list[DatasetInput]:

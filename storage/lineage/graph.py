@@ -53,12 +53,14 @@ class Result:
     stage: str
     key: str
     instance: str
+    stage_version: int
     settings: Mapping[str, Any]
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     summary: Mapping[str, Any]
     started: int
     ended: int
+    host: str
     record: Mapping[str, Any] = field(repr=False)
 
 
@@ -163,10 +165,10 @@ def _parsed(parse: Any, name: str, record: Mapping[str, Any]) -> Any:
         )
     try:
         return parse(name, record)
-    except KeyError as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LineageError(
-            f"record {name}: expected a field {error}, found {sorted(record)}. "
-            "See docs/design/structure.md for its shape; move the record away to go on without it."
+            f"record {name}: expected the shape given in docs/design/structure.md, found {type(error).__name__}: "
+            f"{error} in one with the fields {', '.join(record)}. Move it away to go on without it."
         ) from error
 
 
@@ -177,12 +179,14 @@ def _result(name: str, record: Mapping[str, Any]) -> Result:
         stage=record["stage"],
         key=record["key"],
         instance=record["instance"],
+        stage_version=ingredients["stage_version"],
         settings=ingredients["settings"],
         inputs=tuple(Input(read, digest) for read, digest in flatten(ingredients["inputs"]).items()),
         outputs=tuple(_output(made, body) for made, body in record["outputs"].items()),
         summary=record["summary"],
         started=_milliseconds(record["started"]),
         ended=_milliseconds(record["ended"]),
+        host=record["host"],
         record=record,
     )
 

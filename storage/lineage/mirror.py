@@ -31,6 +31,7 @@ PARENT = "mlflow.parentRunId"
 
 _PARAMS = 100  # limits of one log_batch: parameters; and everything together
 _METRICS = 800
+_RUNS = 250  # a page of a search: more take a server longer than we wait
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Mirror:
             return
         for run in _pages(
             lambda token: self._client.search_runs(
-                ids, ours, ViewType.ACTIVE_ONLY, 1000, ["attributes.start_time", "attributes.run_id"], token
+                ids, ours, ViewType.ACTIVE_ONLY, _RUNS, ["attributes.start_time", "attributes.run_id"], token
             )
         ):
             self.runs.setdefault(run.data.tags[ID], _run_entry(run))
@@ -166,10 +167,7 @@ class Mirror:
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            tags = {
-                "mlflow.experimentKind": "custom_model_development"
-            }  # the UI opens on runs, not on traces
-            return str(self._client.create_experiment(name, self._tracker.artifact_location(name), tags))
+            return str(self._client.create_experiment(name, self._tracker.artifact_location(name)))
         if found.lifecycle_stage == "deleted":  # its name stays taken
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)

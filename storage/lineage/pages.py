@@ -43,26 +43,22 @@ class Places:
 
 
 def result_page(graph: Graph, places: Places, result: Result) -> str:
-    """The description of a stage instance's run."""
+    """The description of a stage instance's run. Links come early: MLflow folds all but the first lines away."""
     lines = [_STAGES.get(result.stage, f"Runs the stage {escape(result.stage)}."), ""]
-    lines += [_settings_line(result.settings), "", *_summary_lines(result.summary)]
-    lines += ["**Inputs**", "", *_input_lines(graph, places, result), ""]
-    lines += ["**Outputs**", ""]
+    lines += [f"**Inputs**: {_inputs(graph, places, result)}", ""]
     for output in result.outputs:
-        name = f"{escape(output.name)} `{output.digest[:12]}`"
-        if output.kind in ("codec", "latents"):
-            name = places.model_link(f"{output.name} {output.digest[:12]}", output_id(result, output))
-        lines.append(f"- {name}: {_users(graph, places, result, output)}")
-    return fitted(lines)
+        name = places.model_link(f"{output.name} {output.digest[:12]}", output_id(result, output))
+        lines += [f"**Output** {name}: {_users(graph, places, result, output)}", ""]
+    return fitted([*lines, *_summary_lines(result.summary), _settings_line(result.settings)])
 
 
 def model_page(graph: Graph, places: Places, result: Result, output: Output) -> str:
     """The description of a codec or latent set."""
     what = {"codec": "A codec", "latents": "A set of quantized latents, kept in the workspace"}
-    lines = [f"{what.get(output.kind, escape(output.kind))}: `{output.digest}`.", ""]
-    lines += [f"- made by {places.run_link(result)}", f"- {_users(graph, places, result, output)}", ""]
-    lines += [_table(("property", "value"), flatten(output.note).items())] if output.note else []
-    return fitted(lines)
+    lines = [f"{what[output.kind]}, made by {places.run_link(result)}.", ""]
+    lines += [f"**Inputs of that run**: {_inputs(graph, places, result)}", ""]
+    lines += [f"**This**: {_users(graph, places, result, output)}", ""]
+    return fitted([*lines, f"Digest: `{output.digest}`"])
 
 
 def reused_page(places: Places, result: Result) -> str:
@@ -71,22 +67,21 @@ def reused_page(places: Places, result: Result) -> str:
 
 
 def experiment_page(graph: Graph, places: Places, experiment: Experiment, borrowed: set[str]) -> str:
-    """The description of an experiment's run: every instance with its link and key numbers.
+    """The description of an experiment's run: a table of every instance, the last stage first.
 
     Args:
         borrowed: ids of the results that another run shows as its own.
     """
-    rows = []
-    for instance in experiment.instances:
+    lines = [f"{len(experiment.instances)} stage instances, from the last stage back to the first.", ""]
+    lines += [_row("instance", "", "numbers"), "|---|---|---|"]
+    for instance in reversed(experiment.instances):
         result = graph.results.get(instance.result_id)
         if result is None:
-            rows.append(f"| {escape(instance.label)} | not finished | |")
+            lines.append(_row(escape(instance.label), "not finished", ""))
             continue
         how = "reused" if instance.reused or instance.result_id in borrowed else "computed"
-        rows.append(f"| {places.run_link(result)} | {how} | {_numbers(result.summary)} |")
-    head = [f"Experiment {escape(experiment.name)}: {len(rows)} stage instances.", ""]
-    head += ["| instance | | numbers |", "|---|---|---|"]
-    return fitted([*head, *rows])
+        lines.append(_row(places.run_link(result), how, _numbers(result.summary)))
+    return fitted(lines)
 
 
 def fitted(lines: list[str]) -> str:
@@ -119,9 +114,22 @@ def show(value: Any) -> str:
     return str(value)
 
 
+def address(page: str, place: tuple[str, str]) -> str:
+    """A page of MLflow's UI, relative to the server's root, so that it holds wherever the server is reached.
+
+    Args:
+        page: "runs" or "models".
+    """
+    # without the parameter the UI stands in its mode for traces of language models, which hides runs and models
+    return f"#/experiments/{place[0]}/{page}/{place[1]}?workflowType=machine_learning"
+
+
 def _link(text: str, page: str, place: tuple[str, str] | None) -> str:
-    # relative, so that it holds wherever the server is reached
-    return f"[{escape(text)}](#/experiments/{place[0]}/{page}/{place[1]})" if place else escape(text)
+    return f"[{escape(text)}]({address(page, place)})" if place else escape(text)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " &nbsp; | ".join(cells) + " |"  # MLflow's tables have no padding
 
 
 def _settings_line(settings: Mapping[str, Any]) -> str:
@@ -140,25 +148,22 @@ def _numbers(summary: Mapping[str, Any]) -> str:
     return ", ".join(f"{escape(name)} {escape(show(value))}" for name, value in summary.items())
 
 
-def _input_lines(graph: Graph, places: Places, result: Result) -> list[str]:
-    """One line a maker: a codec that is read by its grid and by its rate is one codec."""
+def _inputs(graph: Graph, places: Places, result: Result) -> str:
+    """One entry a maker: a codec that is read by its grid and by its rate is one codec."""
     names: dict[str, list[str]] = {}
     for read in result.inputs:
         made = graph.producer(read.digest)
         source = f"from {places.run_link(made[0])}" if made else f"`{read.digest[:12]}`, made elsewhere"
         names.setdefault(source, []).append(escape(read.name))
-    lines = [f"- {', '.join(read)} {source}" for source, read in names.items()]
-    return lines or ["- none: it starts from files or settings"]
+    entries = [f"{', '.join(read)} {source}" for source, read in names.items()]
+    return "; ".join(_some(entries)) or "none, it starts from files or settings"
 
 
 def _users(graph: Graph, places: Places, result: Result, output: Output) -> str:
-    users = graph.consumers(result, output)
-    links = [places.run_link(user) for user in users[:_MOST_LINKS]]
-    if len(users) > _MOST_LINKS:
-        links.append(f"and {len(users) - _MOST_LINKS} more")
-    return "used by " + ", ".join(links) if links else "not used by another run"
+    users = [places.run_link(user) for user in graph.consumers(result, output)]
+    return "used by " + ", ".join(_some(users)) if users else "not used by another run"
 
 
-def _table(head: tuple[str, str], rows: Any) -> str:
-    body = [f"| {escape(str(name))} | {escape(show(value))} |" for name, value in rows]
-    return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *body])
+def _some(entries: list[str]) -> list[str]:
+    more = len(entries) - _MOST_LINKS
+    return [*entries[:_MOST_LINKS], f"and {more} more"] if more > 0 else entries

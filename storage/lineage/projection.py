@@ -38,11 +38,17 @@ class Projection:
         for experiment in self._graph.experiments:
             self._fill_experiment(experiment)
 
+    def newest_page(self) -> str:
+        """Where the UI shows the newest experiment; "" if there is none."""
+        if not self._graph.experiments:
+            return ""
+        return pages.address("runs", self._places.runs[self._graph.experiments[-1].id])
+
     def _create_experiment(self, experiment: Experiment, home: str) -> None:
         if experiment.id not in self.mirror.runs:
             own = [r.started for r in self._results if self._graph.owner[r.id] == experiment.id]
             started = min([experiment.created, *own])
-            tags = {"retrellis.kind": "experiment", "mlflow.source.name": "retrellis run"}
+            tags = {"stage": "experiment", "mlflow.source.name": "retrellis run"}
             self.mirror.create_run(experiment.id, home, started, experiment.name, tags)
 
     def _create_result(self, result: Result) -> None:
@@ -114,7 +120,7 @@ class Projection:
         """A small run under the parent that leads to the one that made the result."""
         name = f"{experiment.id}#{result.id}"
         if name not in self.mirror.runs:
-            tags = {PARENT: parent.mlflow_id, "retrellis.kind": "reused", "retrellis.stage": result.stage}
+            tags = {PARENT: parent.mlflow_id, "stage": result.stage, "reused": "true"}
             label = f"{result.instance} (reused)"
             self.mirror.create_run(name, parent.experiment_id, experiment.created, label, tags)
         self.mirror.describe_run(name, {NOTE: pages.reused_page(self._places, result)})

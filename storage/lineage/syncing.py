@@ -20,6 +20,7 @@ class SyncReport:
     updated: int
     unchanged: int
     waiting: int  # results that no experiment record names yet: they are shown once one does
+    page: str  # of the newest experiment in MLflow's UI, to put behind the server's root; "" if there is none
 
     def __str__(self) -> str:
         text = f"MLflow: {self.created} created, {self.updated} updated, {self.unchanged} unchanged"
@@ -54,4 +55,5 @@ def sync(
     mirror = projection.mirror
     created, updated = len(mirror.created), len(mirror.updated - mirror.created)
     unchanged = len(mirror.runs) + len(mirror.models) - created - updated
-    return SyncReport(created, updated, unchanged, len(graph.results) - len(graph.owner))
+    waiting = len(graph.results) - len(graph.owner)
+    return SyncReport(created, updated, unchanged, waiting, projection.newest_page())
