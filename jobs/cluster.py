@@ -134,6 +134,7 @@ class Cluster:
 def _connect(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about num_gpus=0
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads cost two thirds on a busy machine
     import ray
 
     embedded: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}

@@ -153,7 +153,7 @@ def _markdown(
     lines += _table(head, [_cells(row, over) for row in table])
     lines += [
         "",
-        "ΔPSNR is in dB, averaged over images, at equal indices and so at equal bits; — where indices differ.",
+        "ΔPSNR is in dB, averaged over images, at equal indices and bits; — where those differ.",
     ]
     if bd:
         lines += ["", "## BD-rate", "", "PCHIP, per image, then averaged; negative is better.", ""]

@@ -195,7 +195,9 @@ def _failure(failed: Mapping[str, BaseException], missing: list[str]) -> RunFail
     for name, error in failed.items():
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
         alike.setdefault(f"{error}{notes}", []).append(name)
-    lines = [f"{len(failed)} stage instance(s) failed; what finished is kept, and the same command goes on from there:"]
+    lines = [
+        f"{len(failed)} stage instance(s) failed; what finished is kept, and the same command goes on from there:"
+    ]
     for reason, names in alike.items():
         lines.append(f"  {', '.join(names)}:\n    {reason}")
     skipped = [name for name in missing if name not in failed]

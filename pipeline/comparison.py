@@ -42,9 +42,9 @@ class Scored:
 
 
 def gain_db(arm: Scored, other: Scored) -> float | None:
-    """Mean ΔPSNR in dB of `arm` over `other` at equal indices, so at equal bits; None if any index differs."""
+    """Mean ΔPSNR in dB of `arm` over `other` at equal indices and bits; None if any image's differ."""
     theirs = {row["image"]: row for row in other.images}
-    if any(row["indices"] != theirs[row["image"]]["indices"] for row in arm.images):
+    if any(row[name] != theirs[row["image"]][name] for row in arm.images for name in ("indices", "bpp")):
         return None
     return sum(row["psnr_db"] - theirs[row["image"]]["psnr_db"] for row in arm.images) / len(arm.images)
 

@@ -103,7 +103,7 @@ def _curves(axes: Axes, scored: Sequence[Scored]) -> None:
             *zip(*points, strict=True), marker=marker, color=colour, ms=5, lw=1, alpha=0.85, label=label
         )
     axes.set(xlabel="rate in bits per pixel", ylabel="PSNR in dB (RGB, mean over images)")
-    axes.legend(fontsize=7, loc="best")
+    axes.legend(fontsize=7, loc="best", framealpha=0.6)
 
 
 def _gains(axes: Axes, scored: Sequence[Scored]) -> None:
@@ -125,7 +125,9 @@ def _gains(axes: Axes, scored: Sequence[Scored]) -> None:
     axes.set_yticks(range(len(bars)), labels, fontsize=7)
     axes.invert_yaxis()
     axes.axvline(0, color="black", lw=0.8)
-    axes.set(xlabel="ΔPSNR over the base in dB, equal indices (dots: images; pale: controls)")
+    axes.set(
+        xlabel="ΔPSNR over the base in dB at equal indices\n(bars: mean, pale for controls; dots: images)"
+    )
 
 
 def _style(scored: Sequence[Scored], quantizer: str, arm: str) -> tuple[str, str]:

@@ -6,7 +6,6 @@ exactly as one that was never stopped.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from pipeline.training.optimization import (
     set_learning_rate,
     state_from_bytes,
     state_to_bytes,
+    step_metrics,
     training_device,
 )
 
@@ -47,10 +47,6 @@ class BaseSettings:
     clip: float  # largest gradient norm
     precision: str  # auto, bfloat16, float32
     seed: int
-
-
-class DivergedError(RuntimeError):
-    """The loss is no longer finite."""
 
 
 class BaseTraining:
@@ -93,13 +89,11 @@ class BaseTraining:
         self.main.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.main.param_groups[0]["params"], s.clip, foreach=True)
-        if not math.isfinite(float(loss) + float(norm)):
-            raise DivergedError(f"the loss is {float(loss)} at step {self.step}: lower train.learning_rate")
+        metrics = step_metrics(self.step, "train.learning_rate", loss=loss, bpp=bpp, mse=mse, grad_norm=norm)
         self.main.step()
         self._auxiliary_step()
         self.step += 1
-        psnr_db = -10 * math.log10(max(float(mse), 1e-12))
-        return {"loss": float(loss), "bpp": float(bpp), "psnr_db": psnr_db, "grad_norm": float(norm)}
+        return metrics
 
     def to_bytes(self) -> bytes:
         """Everything needed to go on."""

@@ -23,7 +23,6 @@ from pipeline.codec.artifact import Codec
 from pipeline.codec.sigma import SIGMA_LEVELS, SIGMA_MAX, SIGMA_MIN
 from pipeline.quantizers.lookup import code_bits
 from pipeline.quantizers.tables import Tables
-from pipeline.training.base import DivergedError
 from pipeline.training.latent_crops import LatentBatch, LatentCrops
 from pipeline.training.optimization import (
     learning_rate_factor,
@@ -32,6 +31,7 @@ from pipeline.training.optimization import (
     set_learning_rate,
     state_from_bytes,
     state_to_bytes,
+    step_metrics,
     training_device,
 )
 

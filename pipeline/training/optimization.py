@@ -20,6 +20,23 @@ class CheckpointError(ValueError):
     """Checkpoint bytes do not fit the training that should go on from them."""
 
 
+class DivergedError(RuntimeError):
+    """The loss is no longer finite."""
+
+
+def step_metrics(step: int, lower: str, **values: Tensor) -> dict[str, float]:
+    """A step's numbers as floats, `mse` (of values in [0, 1]) as `psnr_db`.
+
+    Raises:
+        DivergedError: one is not finite; says at which step, and to lower the setting named `lower`.
+    """
+    numbers = {name: float(value.detach()) for name, value in values.items()}
+    if not all(math.isfinite(number) for number in numbers.values()):
+        raise DivergedError(f"training diverged at step {step} ({numbers}): lower {lower} and run again")
+    psnr_db = -10 * math.log10(max(numbers.pop("mse"), 1e-12))
+    return numbers | {"psnr_db": psnr_db}
+
+
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
     """Linear rise over `warmup` steps, then a cosine from 1 down to LEAST_LEARNING_RATE at `steps`."""
     if step < warmup:
