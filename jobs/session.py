@@ -173,9 +173,9 @@ def _refuse_retraining(experiment: Experiment, todo: list[Step], results: Result
         for old in results.get("train", {}).values():
             if old["experiment"] == experiment.name and old["axes"] == dict(step.node.axes):
                 raise WouldRetrain(
-                    f"{step.node.id} has been trained before in experiment {experiment.name!r} ({old['seconds']:.0f} s, "
-                    f"ended {old['ended']}), and now {step.why}. To train it again, add --retrain; to keep the old one, "
-                    "undo the change (a list of images under `latents.images` may grow without retraining)"
+                    f"{step.node.id} has been trained before in experiment {experiment.name!r} "
+                    f"({old['seconds']:.0f} s, ended {old['ended']}), and now {step.why}. To train it again, add "
+                    "--retrain; to keep the old one, undo the change (images under `latents.images` need no retraining)"
                 )
 
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from pipeline.quantizers import lookup, rdoq, tcq, urq
 from pipeline.quantizers.contract import Quantized, Quantizer
-from pipeline.quantizers.design import design_tables
-from pipeline.quantizers.tables import Settings, Tables
+from pipeline.quantizers.lloyd import design_tables
+from pipeline.quantizers.tables import MAX_INDEX, Settings, Tables
 
 QUANTIZERS: dict[str, Quantizer] = {"urq": urq, "rdoq": rdoq, "tcq": tcq}
 
@@ -56,7 +56,8 @@ def quantize(
     """Quantize one image's residuals.
 
     Args:
-        residual_CT: float32 [C, T], r = y − μ in latent units, finite. Beyond ±32766 levels the index saturates.
+        residual_CT: float32 [C, T], r = y − μ in latent units, finite. One beyond the last level, that of |k| = 32766,
+            counts as that level.
         sigma_index_CT: uint8 [C, T], below 64.
         tables: from `design` or `Tables.from_bytes`.
 
@@ -73,7 +74,9 @@ def quantize(
             f"residuals: expected finite values, found {residual_CT[channel, position]} in channel {channel}, "
             f"position {position} ({(~finite_CT).sum()} of {residual_CT.size} values); check the codec's weights"
         )
-    indices_CT = _of(tables.settings).search(residual_CT, sigma_index_CT, tables)
+    last_level = np.float32(tables.settings.spacing * MAX_INDEX)
+    within_CT = np.clip(residual_CT, -last_level, last_level)
+    indices_CT = _of(tables.settings).search(within_CT, sigma_index_CT, tables)
     contexts_CT = contexts(indices_CT, tables)
     return Quantized(
         indices_CT,

@@ -118,18 +118,13 @@ class FinetuneTraining:
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.trained, s.clip, foreach=True)
-        if not math.isfinite(float(loss) + float(norm)):
-            raise DivergedError(
-                f"the loss is {float(loss)} at step {self.step}: lower the arm's learning_rate"
-            )
+        rate = {} if bpp is None else {"bpp_y": bpp}
+        metrics = step_metrics(
+            self.step, "the arm's learning_rate", loss=loss, mse=mse, grad_norm=norm, **rate
+        )
         self.optimizer.step()
         self.step += 1
-        metrics = {
-            "loss": float(loss),
-            "psnr_db": -10 * math.log10(max(float(mse), 1e-12)),
-            "grad_norm": float(norm),
-        }
-        return metrics if bpp is None else metrics | {"bpp_y": float(bpp)}
+        return metrics
 
     def result(self) -> Codec:
         """The finetuned codec: everything that was not trained is bit-identical to the given one.

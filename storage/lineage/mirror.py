@@ -150,12 +150,11 @@ class Mirror:
             self.updated.add(name)
 
     def finish_run(self, name: str, ended: int) -> None:
-        """Declare a run complete, ended at this time, unless it is."""
+        """Declare a run complete, ended at this time."""
         entry = self.runs[name]
-        if not entry.complete or entry.ended != ended:
-            self._client.set_terminated(entry.mlflow_id, "FINISHED", ended)
-            entry.complete, entry.ended = True, ended
-            self.updated.add(name)
+        self._client.set_terminated(entry.mlflow_id, "FINISHED", ended)
+        entry.complete, entry.ended = True, ended
+        self.updated.add(name)
 
     def finish_model(self, name: str) -> None:
         """Declare a model complete."""

@@ -111,10 +111,10 @@ class Projection:
         shown = {result.id for result in borrowed}
         note = pages.experiment_page(self._graph, self._places, experiment, shown)
         self.mirror.describe_run(experiment.id, {NOTE: note})
-        if not entry.complete:
+        ended = max([experiment.created, *(r.ended for r in named if r.id not in shown)])
+        if not entry.complete or entry.ended != ended:
             self._save_artifacts(entry.artifact_uri, content.record_file("experiment", experiment.record))
-        ended = [result.ended for result in named if result.id not in shown]
-        self.mirror.finish_run(experiment.id, max([experiment.created, *ended]))
+            self.mirror.finish_run(experiment.id, ended)
 
     def _point(self, experiment: Experiment, parent: Entry, result: Result) -> None:
         """A small run under the parent that leads to the one that made the result."""
@@ -124,7 +124,8 @@ class Projection:
             label = f"{result.instance} (reused)"
             self.mirror.create_run(name, parent.experiment_id, experiment.created, label, tags)
         self.mirror.describe_run(name, {NOTE: pages.reused_page(self._places, result)})
-        self.mirror.finish_run(name, experiment.created)
+        if not self.mirror.runs[name].complete:
+            self.mirror.finish_run(name, experiment.created)
 
     def _has_parent(self, entry: Entry) -> bool:
         parents = {self.mirror.runs[e.id].mlflow_id for e in self._graph.experiments}

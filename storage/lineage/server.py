@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 ARTIFACTS = "mlflow-artifacts"  # the folder in a workspace, and MLflow's name for what a server maps to it
-PATIENCE_S = 4  # seconds to wait for one answer, for a locked database, for another process that projects
+PATIENCE_S = 4  # seconds to wait for a locked database, or for another process that projects
+_ANSWER_S = 8  # seconds to wait for one answer of a server
 
 _CLIENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PATIENCE_S),
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default of 7 waits four minutes for a dead server
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_ANSWER_S),
+    # The default of 7 waits four minutes for a dead server, and may make a run twice whose answer was late.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
 
 

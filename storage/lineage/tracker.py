@@ -79,9 +79,9 @@ def connected(tracking_uri: str, workspace_root: str) -> Iterator[Tracker]:
     except MlflowException as error:
         if error.error_code in _OURS:
             raise
-        raise unavailable(f"MLflow at {tracking_uri} fails: {_first_line(error)}") from error
+        raise unavailable(f"MLflow at {tracking_uri} fails: {_reason(error)}") from error
     except (OSError, sqlite3.Error) as error:
-        raise unavailable(f"projecting into {tracking_uri} fails: {_first_line(error)}") from error
+        raise unavailable(f"projecting into {tracking_uri} fails: {_reason(error)}") from error
 
 
 def _open_database(path: Path) -> None:
@@ -131,5 +131,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         path.write_bytes(data)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300]
+def _reason(error: Exception) -> str:
+    """The first line of an error; of a failed request the innermost cause, which stands at its end."""
+    line = str(error).strip().partition("\n")[0]
+    return (line.rpartition("Caused by ")[2] or line).rstrip(")\"'")[:300]

@@ -18,10 +18,10 @@ from pipeline.quantizers.contract import Quantizer
 from pipeline.quantizers.lookup import channel_bits, reconstruct
 from pipeline.quantizers.tables import SIGMA_LEVELS, Settings, Tables, alphabet_sizes, sigma_levels
 
-_STARTS = (1.0, 1.5)
+_STARTS = (1.0, 2.5)
 """Widths of the Gaussians whose midpoint tables are started from, in σ: a wide one keeps rare symbols affordable."""
-_DRAFT_ROUNDS, _DRAFT_SAMPLES = 9, 10_000
-_FINAL_ROUNDS, _FINAL_SAMPLES = 3, 40_000
+_SCHEDULE = ((12, 5_000), (20, 10_000), (3, 40_000))
+"""Rounds, and samples a σ level in each. A step that is coarse for its λ_q needs the many rounds."""
 _PRIOR_WEIGHT = 4.0
 """Samples a symbol that the midpoint probabilities count for, so that unseen ones keep a sensible frequency."""
 
@@ -114,11 +114,12 @@ _Costed = tuple[npt.NDArray[np.float64], Tables]
 def design_tables(quantizer: Quantizer, settings: Settings, seed: int) -> Tables:
     """Lloyd's algorithm from several starts; each σ level keeps the tables that had the lowest J."""
     prior = midpoint_tables(settings)
-    draft, final = (_unit_samples(count, seed) for count in (_DRAFT_SAMPLES, _FINAL_SAMPLES))
-    drafts: list[_Costed] = []
-    for width in _STARTS:
-        drafts += _lloyd(quantizer, midpoint_tables(settings, width), prior, draft, _DRAFT_ROUNDS)
-    return _lowest(_lloyd(quantizer, _lowest(drafts), prior, final, _FINAL_ROUNDS))
+    candidates = [midpoint_tables(settings, width) for width in _STARTS]
+    for rounds, count in _SCHEDULE:
+        unit = _unit_samples(count, seed)
+        runs = [_lloyd(quantizer, start, prior, unit, rounds) for start in candidates]
+        candidates = [_lowest([costed for run in runs for costed in run])]
+    return candidates[0]
 
 
 def _lloyd(
@@ -136,7 +137,10 @@ def _lloyd(
         distortion = np.square(error_CT, dtype=np.float64).mean(-1) / settings.step**2
         history.append((distortion + settings.lmbda_q * bits, tables))
         statistics = gather(tables, residual_CT, sigma_index_CT, contexts_CT, indices_CT)
-        tables = retabulate(prior, statistics)
+        following = retabulate(prior, statistics)
+        if following.digest == tables.digest:  # urq, whose search asks no tables, is done at once
+            break
+        tables = following
     return history
 
 
