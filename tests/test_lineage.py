@@ -116,6 +116,7 @@ def test_links_lead_from_a_finetuned_codec_to_the_images_and_back(root: Path) ->
     model = shown.follow(path[0], "codec ")
     assert model == f"{path[0]}/codec"
     assert shown.follow(model, "evaluate") == find(instances, "evaluate lmbda=0.013 quantizer=tcq8 arm=paper")
+    assert shown.note(find(instances, "report")).count("evaluate lmbda=0.013") == 3
     assert "grid, rate from [train" in shown.note(path[1])  # one codec, read by two digests
 
 

@@ -154,8 +154,11 @@ def _inputs(graph: Graph, places: Places, result: Result) -> str:
     for read in result.inputs:
         made = graph.producer(read.digest)
         source = f"from {places.run_link(made[0])}" if made else f"`{read.digest[:12]}`, made elsewhere"
-        names.setdefault(source, []).append(escape(read.name))
-    entries = [f"{', '.join(read)} {source}" for source, read in names.items()]
+        if made and read.name == made[0].instance:  # a report calls its inputs by their makers
+            names[places.run_link(made[0])] = []
+        else:
+            names.setdefault(source, []).append(escape(read.name))
+    entries = [f"{', '.join(read)} {source}".lstrip() for source, read in names.items()]
     return "; ".join(_some(entries)) or "none, it starts from files or settings"
 
 
