@@ -17,6 +17,20 @@ from pipeline.quantizers.contract import Quantized, Quantizer
 from pipeline.quantizers.lloyd import design_tables
 from pipeline.quantizers.tables import MAX_INDEX, Settings, Tables
 
+__all__ = [
+    "QUANTIZERS",
+    "Quantized",
+    "Quantizer",
+    "Settings",
+    "Tables",
+    "contexts",
+    "dequantize",
+    "design",
+    "quantize",
+    "sequence_bits",
+    "settings",
+]
+
 QUANTIZERS: dict[str, Quantizer] = {"urq": urq, "rdoq": rdoq, "tcq": tcq}
 
 
@@ -99,6 +113,8 @@ def contexts(indices_CT: npt.NDArray[np.int32], tables: Tables) -> npt.NDArray[n
         ValueError: unless the indices are int32 [C, T] with |k| ≤ 32766.
     """
     lookup.check_indices(indices_CT)
+    if indices_CT.ndim != 2:
+        raise ValueError(f"indices: expected int32 [C, T], found {indices_CT.dtype} {indices_CT.shape}")
     return _of(tables.settings).contexts(indices_CT, tables.settings)
 
 

@@ -89,9 +89,10 @@ def retabulate(prior: Tables, statistics: Statistics, weight: float = _PRIOR_WEI
     """Tables of counted frequencies and centroids, `prior`'s as if each row had seen `weight` samples a symbol more."""
     frequencies, reconstruction = [], []
     for level in range(SIGMA_LEVELS):
-        known = prior.frequency_rows(level) / TOTAL
+        known = prior.frequency_rows(level) - 1.0  # less the 1 that every symbol gets in any case
         counts = _rows(statistics.counts, prior.frequency_start, level, known.shape)
-        frequencies.append(integer_frequencies(counts + weight * known.shape[1] * known))
+        symbols = known.shape[1]
+        frequencies.append(integer_frequencies(counts + weight * symbols / (TOTAL - symbols) * known))
         points = prior.reconstruction_rows(level).astype(np.float64)
         uses = _rows(statistics.uses, prior.reconstruction_start, level, points.shape)
         sums = _rows(statistics.sums, prior.reconstruction_start, level, points.shape)

@@ -86,7 +86,7 @@ def _forward(
             for branch in range(4):
                 cost[branch] = best(r, first + branch, branches, guess, lines)[0]
             for byte in range(survivors.shape[1]):
-                bits = 0
+                bits = np.int64(0)
                 for state in range(8 * byte, min(8 * byte + 8, states)):
                     one = metric[into[state, 0, 0]] + cost[into[state, 0, 1]]
                     other = metric[into[state, 1, 0]] + cost[into[state, 1, 1]]
