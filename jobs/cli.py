@@ -210,9 +210,9 @@ def status(
 @app.command()
 def sync(workspace: WorkspaceOption = None, tracking_uri: TrackingOption = None) -> None:
     """Bring MLflow up to the records, after it was away or into another server."""
-    from jobs.session import sync as project
+    from jobs.lineage import synchronise
 
-    project(_workspace(workspace), _tracking(tracking_uri), console)
+    synchronise(_workspace(workspace), _tracking(tracking_uri), console)
 
 
 @app.command()

@@ -6,6 +6,7 @@ the name of the workspace and digests; pixels, latents and weights never pass th
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -141,7 +142,7 @@ def _connect(address: str) -> Any:
     ray.init(
         address=address,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         **(embedded if address == "local" else {}),
     )
     return ray

@@ -260,7 +260,8 @@ def check(document: dict[str, Any], where: str) -> Experiment:
 
 
 def _parse(text: str, where: str) -> Any:
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         return YAML(typ="safe", pure=True).load(io.StringIO(text))

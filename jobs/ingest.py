@@ -110,7 +110,7 @@ def ingest_chunk(root: str, files: list[File], settings: dict[str, Any]) -> list
     return sources
 
 
-def _outcome(task: Task, sources: list[Source], images: dict[str, Image], new: int) -> Outcome:
+def _outcome(task: Task, sources: list[Source], images: Mapping[str, Image], new: int) -> Outcome:
     """The manifest: every image with a source, every skipped file with its reason."""
     usable = {s.digest: s for s in reversed(sources) if s.digest}
     skipped = [{"path": s.path, "reason": s.reason} for s in sources if s.reason]
@@ -119,7 +119,7 @@ def _outcome(task: Task, sources: list[Source], images: dict[str, Image], new: i
     if not usable:
         reasons = "; ".join(f"{e['path']}: {e['reason']}" for e in skipped[:3])
         raise EmptyFolder(f"no usable image among {len(sources)} files ({reasons}): give another folder")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "digest": name,
             "height": images[name].height,

@@ -14,7 +14,8 @@ from jobs.local import image_digests
 from jobs.stage import Node, Outcome, Output, Task
 from storage.images import ImageStore
 from storage.keys import digest
-from storage.latents import LatentSet, PartImage, buckets
+from storage.latents import LatentSet, buckets
+from storage.parts import PartImage
 from storage.workspace import Workspace
 
 IMAGES_PER_BUCKET = 16  # on average

@@ -18,7 +18,6 @@ from jobs.experiment import AllResources
 from jobs.plan import Results, Step, input_outputs, resolve
 from jobs.progress import Board, Heartbeat
 from jobs.stage import Node, Task
-from storage.keys import digest
 from storage.workspace import Workspace
 
 # One file per stage; imported when the stage is computed.
@@ -51,7 +50,9 @@ class Drive:
     resources: AllResources
     experiment: str  # its name, noted in records
     board: Board
-    committed: Callable[[], None] = lambda: None  # called after each new record
+    committed: Callable[[Mapping[str, Record]], None] = lambda results: (
+        None
+    )  # called with all, after each new one
 
 
 def load_results(workspace: Workspace) -> Results:
@@ -92,7 +93,7 @@ def run(nodes: list[Node], results: Results, drive: Drive) -> dict[str, Record]:
                     drive.board.say(f"failed: {step.node.id}: {error}")
                 else:
                     produced[step.node.id] = future.result()
-                    drive.committed()
+                    drive.committed(produced)
     except KeyboardInterrupt:
         drive.cluster.stop()  # ends the tasks, so that the threads that wait for them end too
         raise
@@ -167,26 +168,6 @@ def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record
     winner = drive.workspace.records.get(name)
     drive.board.say(f"done: {node.id}: another run was first, its result is taken")
     return winner or record
-
-
-def record_experiment(
-    workspace: Workspace, name: str, config: Record, steps: list[Step], results: Mapping[str, Record]
-) -> bool:
-    """Note which instances an experiment stands on and which of them were there before; MLflow's parent run shows it.
-
-    Returns:
-        Whether this is news: the same experiment with the same results is recorded once.
-    """
-    reused = {step.node.id for step in steps if step.record}
-    instances = [
-        {"stage": r["stage"], "key": r["key"], "instance": label, "reused": label in reused}
-        for label, r in results.items()
-    ]
-    identity = digest({"name": name, "config": config, "keys": sorted(r["key"] for r in results.values())})
-    body = {"version": 1, "attempt": str(uuid.uuid4()), "name": name, "config": config, "digest": identity}
-    return workspace.records.create(
-        f"experiments/{identity}", body | {"instances": instances, "created": _now()}
-    )
 
 
 def _failure(failed: Mapping[str, BaseException], missing: list[str]) -> RunFailed:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from jobs import report
 from jobs.cluster import Cluster
 from jobs.experiment import AllResources, Experiment
+from jobs.lineage import Account, Follower
 from jobs.plan import Results, Step, expand, import_node, input_outputs, resolve, select
 from jobs.progress import Board
-from jobs.run import STAGES, Drive, load_results, record_experiment, run
+from jobs.run import STAGES, Drive, load_results, run
 from storage.workspace import Workspace
-
-if TYPE_CHECKING:
-    from storage.lineage import Projector
-
-PROJECTION_WAIT_S = 60.0  # at the end of a run, for MLflow to catch up
 
 
 class WouldRetrain(ValueError):
@@ -65,12 +61,15 @@ def execute(experiment: Experiment, options: Options, console: Console) -> dict[
     _say_short(steps, todo, workspace, console)
     if not options.retrain:
         _refuse_retraining(experiment, todo, results)
+    account = Account(workspace, experiment, steps)
     produced = {step.node.id: step.record for step in steps if step.record}
     if todo:
-        produced = _compute(experiment, options, workspace, steps, results, console)
-    elif record_experiment(workspace, experiment.name, experiment.model_dump(mode="json"), steps, produced):
-        with _Projection(workspace, options.tracking, console):
-            pass  # what was reused stands under a new experiment: MLflow should show it there too
+        produced = _compute(experiment, options, workspace, steps, results, account, console)
+    else:
+        account.results = produced
+        if account.commit():  # what is reused stands under a new experiment: MLflow shows it there too
+            with Follower(account, workspace, options.tracking, console) as follower:
+                follower.notify(produced)
     for node, record in produced.items():
         if record["stage"] == "report":
             report.show(workspace, node, record, console)
@@ -78,24 +77,12 @@ def execute(experiment: Experiment, options: Options, console: Console) -> dict[
 
 
 def import_checkpoint(file: str, lmbda: float, options: Options, console: Console) -> dict[str, Any]:
-    """`retrellis import`: one node, without an experiment around it; its record."""
+    """`retrellis import`: one node, without an experiment around it; its record. MLflow shows it once one uses it."""
     workspace = Workspace.open(options.workspace)
     node = import_node(lmbda, file, None)
-    with Board(console) as board, _Projection(workspace, options.tracking, console) as notify:
-        drive = Drive(workspace, Cluster(), AllResources(), "imported", board, notify)
+    with Board(console) as board:
+        drive = Drive(workspace, Cluster(), AllResources(), "imported", board)
         return run([node], load_results(workspace), drive)[node.id]
-
-
-def sync(workspace_root: str, tracking: str | None, console: Console) -> None:
-    """Bring MLflow up to the records."""
-    from storage.lineage import default_tracking_uri
-    from storage.lineage import sync as project
-
-    workspace = Workspace.open(workspace_root, create=False)
-    uri = tracking or default_tracking_uri(workspace.root)
-    console.print(
-        f"{uri}: {project(_records(workspace)(), workspace.blobs.get, uri, workspace.root)}", highlight=False
-    )
 
 
 def _plan(experiment: Experiment, options: Options, workspace: Workspace) -> tuple[list[Step], Results]:
@@ -110,44 +97,19 @@ def _compute(
     workspace: Workspace,
     steps: list[Step],
     results: Results,
+    account: Account,
     console: Console,
 ) -> dict[str, dict[str, Any]]:
     cluster = Cluster(options.address)
     try:
-        with Board(console) as board, _Projection(workspace, options.tracking, console) as notify:
-            drive = Drive(workspace, cluster, experiment.resources, experiment.name, board, notify)
+        with Board(console) as board, Follower(account, workspace, options.tracking, console) as follower:
+            drive = Drive(workspace, cluster, experiment.resources, experiment.name, board, follower.notify)
             produced = run([step.node for step in steps], results, drive)
-            record_experiment(workspace, experiment.name, experiment.model_dump(mode="json"), steps, produced)
-            notify()
+            follower.notify(produced)
+            account.commit()
     finally:
         cluster.stop()
     return produced
-
-
-class _Projection:
-    """MLflow follows the records in a thread of its own while the block runs; yields what tells it of news."""
-
-    def __init__(self, workspace: Workspace, tracking: str | None, console: Console) -> None:
-        self._console = console
-        self._projector: Projector | None = None
-        if tracking != "off":
-            from storage.lineage import Projector, default_tracking_uri
-
-            uri = tracking or default_tracking_uri(workspace.root)
-            self._projector = Projector(_records(workspace), workspace.blobs.get, uri, workspace.root)
-
-    def __enter__(self) -> Callable[[], None]:
-        return self._projector.notify if self._projector else lambda: None
-
-    def __exit__(self, *error: object) -> None:
-        behind = self._projector.close(0.0 if error[0] else PROJECTION_WAIT_S) if self._projector else None
-        if behind:
-            self._console.print(behind, style="yellow", markup=False, highlight=False)
-
-
-def _records(workspace: Workspace) -> Callable[[], dict[str, dict[str, Any]]]:
-    """What MLflow is a projection of."""
-    return lambda: workspace.records.load("results") | workspace.records.load("experiments")
 
 
 def _say_short(steps: list[Step], todo: list[Step], workspace: Workspace, console: Console) -> None:

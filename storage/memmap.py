@@ -150,6 +150,10 @@ class RaggedArrays:
         row = range(len(self))[row]
         return self._flat[self._offsets[row] : self._offsets[row + 1]].reshape(self.shapes[row])
 
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        """All arrays in order, one at a time in memory."""
+        return (self[row] for row in range(len(self)))
+
     def __reduce__(self) -> tuple[type[RaggedArrays], tuple[Path]]:
         return (RaggedArrays, (self._directory,))
 

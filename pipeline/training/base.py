@@ -6,7 +6,6 @@ exactly as one that was never stopped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.codec.hyperprior import MeanScaleHyperprior
+from pipeline.training.latent_crops import Arrays
 from pipeline.training.optimization import (
     autocast,
     learning_rate_factor,
@@ -52,7 +52,7 @@ class BaseSettings:
 class BaseTraining:
     """The state of one training; `advance` does a step."""
 
-    def __init__(self, settings: BaseSettings, images: Sequence[Pixels]) -> None:
+    def __init__(self, settings: BaseSettings, images: Arrays) -> None:
         """Start at step 0.
 
         Args:

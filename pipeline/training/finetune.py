@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ from pipeline.training.optimization import (
     training_device,
 )
 
-Array = npt.NDArray[np.floating]
+Array = npt.NDArray[Any]
 
 # What each kind of latents reads of an image (`jobs.finetune` provides it).
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -199,9 +200,7 @@ def level_places(scales: Tensor) -> Tensor:
     return (torch.log(scales / SIGMA_MIN) / spacing).clamp(0, SIGMA_LEVELS - 1)
 
 
-def noise_widths(
-    errors: Iterable[Array], sigma_indices: Iterable[npt.NDArray[np.uint8]]
-) -> npt.NDArray[np.float32]:
+def noise_widths(errors: Iterable[Array], sigma_indices: Iterable[Array]) -> npt.NDArray[np.float32]:
     """Per σ index, the width √(12 · E(ŷ − y)²) of the uniform noise with the measured variance; float32 (64,).
 
     Args:

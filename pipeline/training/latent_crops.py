@@ -6,8 +6,9 @@ loss; where the crop ends at the edge of the image, zero padding is what inferen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,14 @@ import numpy.typing as npt
 STRIDE = 16  # pixels a latent
 MARGIN = 2  # latents
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
+
+
+class Arrays(Protocol):
+    """One array per image, in memory or mapped from a disk."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int, /) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,7 @@ class LatentBatch:
 class LatentCrops:
     """Random windows of a latent set: every image once an epoch, in an order drawn from (seed, epoch)."""
 
-    def __init__(
-        self,
-        fields: Mapping[str, Sequence[Array]],
-        pixels: Sequence[npt.NDArray[np.uint8]],
-        side: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, fields: Mapping[str, Arrays], pixels: Arrays, side: int, seed: int) -> None:
         """
         Args:
             fields: by name, one array (C, h, w) per image; all fields of an image share h and w.
