@@ -1,0 +1,128 @@
+"""Expansion, keys and reasons, without computing anything: results are records made up here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.experiment import Experiment, load
+from jobs.ingest import EmptyFolder
+from jobs.plan import expand, explain, resolve, select
+from jobs.quantize import set_key
+from jobs.stage import Node
+
+FILE = """
+name: small
+train: {{images: {photos}, lmbda: [0.0067, 0.013]}}
+quantizers: {{urq: {{kind: urq}}, tcq8: {{kind: tcq, trellis: vvc8, step: 0.7, lmbda_q: 0.1}}}}
+arms: {{base: {{}}, noise: {{parts: decoder, latents: noise}}, paper: {{parts: decoder}}}}
+seeds: [0, 1]
+evaluate: {{images: {photos}}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(photos / name)
+    path = tmp_path / "small.yaml"
+    path.write_text(FILE.format(photos=photos))
+    return str(path)
+
+
+def made(node: Node) -> dict[str, Any]:
+    """A record as if the node had been computed; digests are the node's name."""
+    kinds = {"ingest": "images", "train": "codec", "finetune": "codec", "quantize": "latents", "evaluate": "scores"}
+    kind = kinds.get(node.stage, node.stage)
+    note = {"grid": f"grid of {node.id}", "rate": f"rate of {node.id}"}
+    return {"outputs": {kind: {"kind": kind, "digest": node.id, "note": note}}, "summary": {}}
+
+
+def keys(experiment: Experiment) -> dict[str, str | None]:
+    """Every node's key when all that it reads is there."""
+    nodes = expand(experiment)
+    produced = {node.id: made(node) for node in nodes}
+    keyed = {}
+    for node in nodes:
+        others = {name: record for name, record in produced.items() if name != node.id}
+        keyed |= {step.node.id: step.key for step in resolve([node], {}, others)}
+    return keyed
+
+
+def test_expansion_is_rates_by_quantizers_by_arms_by_seeds(file: str) -> None:
+    count: dict[str, int] = {}
+    for node in expand(load(file)):
+        count[node.stage] = count.get(node.stage, 0) + 1
+    # two λ, two quantizers, two arms, two seeds; the base has no seed; equal image lists share one ingest
+    expected = {"ingest": 1, "train": 2, "tables": 2, "quantize": 4, "finetune": 16, "evaluate": 20, "report": 1}
+    assert count == expected
+
+
+def test_only_what_a_stage_reads_decides_its_key(file: str) -> None:
+    before = keys(load(file))
+
+    def changed(*overrides: str) -> set[str]:
+        after = keys(load(file, list(overrides)))
+        return {name.split()[0] for name in before if before[name] != after.get(name)}
+
+    assert changed("resources.quantize.num_cpus=2", "resources.train.log_every=5") == set()
+    assert changed("train.steps=77") == {"train"}  # and what follows, once the codec is another one
+    assert changed("arms.paper.steps=77") == {"finetune"}
+    assert changed("quantizers.tcq8.step=0.8") == {"tables"}
+    assert changed("evaluate.metrics=[psnr]") == {"evaluate"}
+
+
+def test_a_latent_set_does_not_know_the_decoder_or_the_list_of_images() -> None:
+    codec = {"digest": "c", "note": {"grid": "g", "rate": "r"}}
+    inputs = {"codec": codec, "tables": {"digest": "t"}, "images": {"digest": "i"}}
+    key = set_key(inputs)
+    assert set_key(inputs | {"codec": codec | {"digest": "other"}, "images": {"digest": "more"}}) == key
+    assert set_key(inputs | {"tables": {"digest": "other"}}) != key
+    for part in ("grid", "rate"):
+        other = codec | {"note": codec["note"] | {part: "other"}}
+        assert set_key(inputs | {"codec": other}) != key
+
+
+def test_waiting_steps_say_what_they_wait_for(file: str) -> None:
+    steps = {step.node.id: step for step in resolve(expand(load(file)), {})}
+    assert steps["train lmbda=0.013"].key is None
+    assert "ingest images=train, computed first" in steps["train lmbda=0.013"].why
+    assert steps["tables quantizer=urq"].why == "first of its stage here"
+
+
+def test_the_ingredient_that_differs_is_named() -> None:
+    def ingredients(steps: int, images: str) -> dict[str, Any]:
+        return {"stage": "train", "settings": {"steps": steps}, "inputs": {"images": images}}
+
+    records = [{"ingredients": ingredients(60, "a" * 64)}, {"ingredients": ingredients(70, "b" * 64)}]
+    why = explain(ingredients(80, "a" * 64), records)
+    assert why == "differs from the nearest record in settings.steps (60 → 80)"
+    assert "inputs.images (bbbbbbbb → cccccccc)" in explain(ingredients(70, "c" * 64), records)
+
+
+def test_select_takes_a_stage_and_what_it_reads(file: str) -> None:
+    nodes = expand(load(file))
+    chosen = select(nodes, "quantize", {"lmbda": "0.013", "quantizer": "tcq8"})
+    assert [node.id for node in chosen] == [
+        "ingest images=train",
+        "train lmbda=0.013",
+        "tables quantizer=tcq8",
+        "quantize lmbda=0.013 quantizer=tcq8",
+    ]
+    with pytest.raises(ValueError, match=r"--only quantizer=tcq9: expected one of tcq8, urq"):
+        select(nodes, "quantize", {"quantizer": "tcq9"})
+    with pytest.raises(ValueError, match=r"--only colour=red: expected one of"):
+        select(nodes, None, {"colour": "red"})
+
+
+def test_folders_without_images_are_refused(file: str, tmp_path: Path) -> None:
+    for folder in ("missing", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(EmptyFolder, match=rf"{folder}: expected a folder with images .*found none"):
+            expand(load(file, [f"train.images={tmp_path / folder}"]))
