@@ -82,9 +82,7 @@ def compute(task: Task) -> Outcome:
             fresh |= {source.path: source for source in sources}
             task.progress(done, len(new), "files")
     index = ImageStore(task.workspace).index()
-    sources = [
-        fresh.get(f.path) or index.sources[f.path, f.size, f.mtime_ns, digest(settings)] for f in files
-    ]
+    sources = [fresh.get(f.path) or index.sources[_source(f, settings).key] for f in files]
     return _outcome(task, sources, index.images, new=len(new))
 
 
