@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pipeline.quantizers import lookup, rdoq, tcq, urq
 from pipeline.quantizers.contract import Quantized, Quantizer
+from pipeline.quantizers.kernels import plain
 from pipeline.quantizers.lloyd import design_tables
 from pipeline.quantizers.tables import MAX_INDEX, Settings, Tables
 
@@ -90,7 +91,7 @@ def quantize(
         )
     last_level = np.float32(tables.settings.spacing * MAX_INDEX)
     within_CT = np.clip(residual_CT, -last_level, last_level)
-    indices_CT = _of(tables.settings).search(within_CT, sigma_index_CT, tables)
+    indices_CT = _of(tables.settings).search(plain(within_CT), plain(sigma_index_CT), tables)
     contexts_CT = contexts(indices_CT, tables)
     return Quantized(
         indices_CT,
@@ -115,7 +116,7 @@ def contexts(indices_CT: npt.NDArray[np.int32], tables: Tables) -> npt.NDArray[n
     lookup.check_indices(indices_CT)
     if indices_CT.ndim != 2:
         raise ValueError(f"indices: expected int32 [C, T], found {indices_CT.dtype} {indices_CT.shape}")
-    return _of(tables.settings).contexts(indices_CT, tables.settings)
+    return _of(tables.settings).contexts(plain(indices_CT), tables.settings)
 
 
 def sequence_bits(

@@ -43,4 +43,4 @@ class Quantizer(Protocol):
     def search(
         self, residual_CT: npt.NDArray[np.float32], sigma_index_CT: npt.NDArray[np.uint8], tables: Tables
     ) -> npt.NDArray[np.int32]:
-        """Choose the indices int32 [C, T] of finite residuals, |k| ≤ 32766."""
+        """Choose the indices int32 [C, T], |k| ≤ 32766, of residuals finite and within the last level, contiguous."""

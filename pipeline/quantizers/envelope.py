@@ -5,7 +5,7 @@ envelope of lines: indices in order of their levels, with thresholds between the
 subset) has its own. A uniform grid over r tells where to start, a walk along the thresholds ends at the best line.
 
 Of the escapes only the first of either sign is among the lines: no other of that sign has a shorter code or a nearer
-level while |r| is at most that level. Beyond it `_search_escapes` looks at every code length.
+level while |r| is at most that level. Beyond it the search looks at every code length.
 
 A subset is the indices k ≡ u (mod stride): the two parities for a trellis, all k for a scalar quantizer (stride 1).
 Branches are numbered (level · C + context) · stride + u.
@@ -14,19 +14,18 @@ Branches are numbered (level · C + context) · stride + u.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.frequencies import escape_bits, frequency_bits
-from pipeline.quantizers.tables import MAX_INDEX, SIGMA_LEVELS, Tables
+from pipeline.quantizers.kernels import hull
+from pipeline.quantizers.tables import SIGMA_LEVELS, Tables
 
 _BINS_PER_LINE = 2
 
 Floats = npt.NDArray[np.float64]
-
 
 LINE = np.dtype(
     [
@@ -110,35 +109,12 @@ def _lower_envelope(points: Floats, rate: Floats, lmbda: float, stride: int) -> 
     line_rate[[0, -1]] += lmbda * escape_bits(np.array(last - K - 1))
     # of equal lines the least |k| comes first and stays
     order = np.lexsort((index, abs(index), line_rate, level))
-    kept, threshold = _hull(level[order], level[order] ** 2 + line_rate[order])
+    kept, threshold = hull(level[order], level[order] ** 2 + line_rate[order])
     order = order[kept]
     lines = np.empty(len(order), LINE)
     lines["threshold"], lines["level"], lines["rate"] = threshold, level[order], line_rate[order]
     lines["index"] = index[order]
     return lines
-
-
-@numba.njit(nogil=True, cache=True)
-def _hull(level: Any, offset: Any) -> Any:
-    """Lower envelope of the lines offset − 2r·level, sorted by level: those kept, and the r at which each ends."""
-    kept = np.empty(level.size, np.int64)
-    end = np.empty(level.size, np.float64)
-    n = 0
-    for line in range(level.size):
-        if n > 0 and level[kept[n - 1]] == level[line]:
-            continue
-        while n > 0:
-            top = kept[n - 1]
-            crossing = (offset[line] - offset[top]) / (2 * (level[line] - level[top]))
-            if n > 1 and crossing <= end[n - 2]:
-                n -= 1
-            else:
-                end[n - 1] = crossing
-                break
-        kept[n] = line
-        n += 1
-    end[n - 1] = np.inf
-    return kept[:n], end[:n]
 
 
 def _guesses(threshold: Floats, bound: float) -> tuple[npt.NDArray[np.int32], float]:
@@ -148,40 +124,3 @@ def _guesses(threshold: Floats, bound: float) -> tuple[npt.NDArray[np.int32], fl
     edges = (np.arange(bins + 1) - 1e-6) * (2 * bound / bins) - bound
     edges[0] = -np.inf  # r below −bound starts here as well
     return np.searchsorted(threshold, edges).astype(np.int32), bins / (2 * bound)
-
-
-@numba.njit(nogil=True, cache=True)
-def best(r: float, number: int, branches: Any, guess: Any, lines: Any) -> Any:
-    """The least cost (r − r̂_k)² + λ·bits_k in a branch's subset, |k| ≤ 32766, and its k."""
-    branch = branches[number]
-    place = min(max(r, -branch.bound), branch.bound)
-    line = guess[branch.first_bin + np.int64((place + branch.bound) * branch.bins_per_unit)]
-    while r > lines[line].threshold:
-        line += 1
-    cost, k = (r - lines[line].level) ** 2 + lines[line].rate, lines[line].index
-    if place == r:
-        return cost, k
-    return _search_escapes(r, branch, cost, k)
-
-
-# Scalars and records only: an array as argument would be reference-counted in every call of `best`, at 3× the time.
-# And Python's check of the divisor would keep `best` from being inlined.
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _search_escapes(r: float, branch: Any, cost: float, k: int) -> Any:
-    """The same where escapes on r's side may beat (cost, k): the nearest level within each code length."""
-    K, u, stride = branch.alphabet, branch.subset, branch.stride
-    place = min((abs(r) + branch.shift) / branch.spacing, MAX_INDEX + 1.0)
-    nearest = u + stride * np.int64(np.rint((place - u) / stride))
-    rate = branch.escape_rate + 2 * branch.bit_rate  # of a sign bit and the code of excess 0
-    length = 1  # excesses length − 1 … 2·length − 2 have codes of one length
-    while K + length <= min(place + stride, MAX_INDEX):
-        low, high = K + length, min(K + 2 * length - 1, MAX_INDEX)
-        low, high = low + (u - low) % stride, high - (high - u) % stride
-        if low <= high:
-            m = min(max(nearest, low), high)
-            level = np.float64(np.float32(m * branch.spacing - branch.shift))
-            m_cost = (abs(r) - level) ** 2 + rate
-            if m_cost < cost:
-                cost, k = m_cost, m if r > 0 else -m
-        length, rate = 2 * length, rate + 2 * branch.bit_rate
-    return cost, k

@@ -8,11 +8,11 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.frequencies import escape_bits, frequency_bits
+from pipeline.quantizers.kernels import fill_bits, fill_levels, plain
 from pipeline.quantizers.tables import MAX_INDEX, SIGMA_LEVELS, Settings, Tables
 
 
@@ -72,8 +72,8 @@ def reconstruct(
     _check(tables, sigma_index, contexts, indices)
     levels = np.empty(indices.shape, np.float32)
     start, lattice = tables.reconstruction_start, _lattice(tables.settings)
-    inputs = (sigma_index.ravel(), contexts.ravel(), indices.ravel())
-    _fill_levels(*inputs, tables.alphabet, start, tables.reconstruction, lattice, levels.reshape(-1))
+    inputs = (plain(sigma_index.ravel()), plain(contexts.ravel()), plain(indices.ravel()))
+    fill_levels(*inputs, tables.alphabet, start, tables.reconstruction, lattice, levels.reshape(-1))
     return levels
 
 
@@ -111,49 +111,6 @@ def _check(tables: Tables, sigma_index: Any, contexts: Any, indices: Any) -> Non
 def _bits_of(tables: Tables, sigma_index: Any, contexts: Any, indices: Any, bits: Any) -> Any:
     _check(tables, sigma_index, contexts, indices)
     start, symbol_bits = tables.frequency_start, _bits(tables)
-    inputs = (sigma_index.ravel(), contexts.ravel(), indices.ravel())
-    _fill_bits(*inputs, tables.alphabet, start, symbol_bits, _escape_bits(), bits.reshape(-1))
+    inputs = (plain(sigma_index.ravel()), plain(contexts.ravel()), plain(indices.ravel()))
+    fill_bits(*inputs, tables.alphabet, start, symbol_bits, _escape_bits(), bits.reshape(-1))
     return bits
-
-
-# Compiled and cached functions take arrays only: a cache that names a class of ours fails to load once it is renamed.
-
-
-@numba.njit(nogil=True, cache=True)
-def _fill_bits(
-    sigma_index: Any,
-    contexts: Any,
-    indices: Any,
-    alphabet: Any,
-    start: Any,
-    symbol: Any,
-    escape: Any,
-    bits: Any,
-) -> None:
-    for i in range(indices.size):
-        k, K = indices[i], alphabet[sigma_index[i]]
-        row = start[sigma_index[i]] + contexts[i] * (2 * K + 2)
-        if abs(k) <= K:
-            bits[i] = symbol[row + K + k]
-        else:
-            bits[i] = symbol[row + 2 * K + 1] + escape[abs(k) - K - 1]
-
-
-@numba.njit(nogil=True, cache=True)
-def _fill_levels(
-    sigma_index: Any,
-    contexts: Any,
-    indices: Any,
-    alphabet: Any,
-    start: Any,
-    point: Any,
-    lattice: Any,
-    levels: Any,
-) -> None:
-    for i in range(indices.size):
-        k, K = indices[i], alphabet[sigma_index[i]]
-        if abs(k) <= K:
-            level = point[start[sigma_index[i]] + contexts[i] * (K + 1) + abs(k)]
-        else:
-            level = lattice[contexts[i], abs(k)]
-        levels[i] = -level if k < 0 else level

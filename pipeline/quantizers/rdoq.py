@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.quantizers.envelope import best, envelopes
+from pipeline.quantizers.envelope import envelopes
+from pipeline.quantizers.kernels import search_each
 from pipeline.quantizers.tables import Settings, Tables
 
 DEFAULTS = Settings("rdoq", None, step=1.0, lmbda_q=0.1)
+"""Near the slope −dD/dR = 2 ln 2 · Δ²/12 ≈ 0.12 Δ² of a uniform quantizer at high rate."""
 
 
 def check(settings: Settings) -> None:
@@ -30,11 +29,5 @@ def search(
 ) -> npt.NDArray[np.int32]:
     """Indices int32 [C, T] of least (r − r̂)² + λ_q·bits over all |k| ≤ 32766."""
     indices_CT = np.empty(residual_CT.shape, np.int32)
-    _search(residual_CT.ravel(), sigma_index_CT.ravel(), *envelopes(tables, 1), indices_CT.reshape(-1))
+    search_each(residual_CT.ravel(), sigma_index_CT.ravel(), *envelopes(tables, 1), indices_CT.reshape(-1))
     return indices_CT
-
-
-@numba.njit(nogil=True, cache=True)
-def _search(residual: Any, sigma_index: Any, branches: Any, guess: Any, lines: Any, indices: Any) -> None:
-    for i in range(residual.size):
-        indices[i] = best(np.float64(residual[i]), np.int64(sigma_index[i]), branches, guess, lines)[1]

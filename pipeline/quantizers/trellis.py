@@ -9,9 +9,7 @@ Shapes: S states; C channels, T positions of a channel in raster order.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -54,7 +52,7 @@ def _ungerboeck(h0: int, h1: int) -> Trellis:
 
 
 TRELLISES: dict[str, Trellis] = {
-    # H.266 (VVC), clause 7.3.11.11, and ECM's extension of it to 8 states
+    # residual coding of H.266 (VVC), and ECM's extension of it to 8 states
     "vvc4": _vvc([[0, 2], [2, 0], [1, 3], [3, 1]], [0, 0, 1, 1]),
     "vvc8": _vvc([[0, 2], [5, 7], [1, 3], [6, 4], [2, 0], [4, 6], [3, 1], [7, 5]], [0, 1] * 4),
     "ungerboeck4": _ungerboeck(0o5, 0o2),
@@ -65,17 +63,3 @@ TRELLISES: dict[str, Trellis] = {
     "ungerboeck128": _ungerboeck(0o235, 0o126),
     "ungerboeck256": _ungerboeck(0o515, 0o362),
 }
-
-
-@numba.njit(nogil=True, cache=True)
-def follow(indices_CT: Any, next_state: Any, context: Any) -> Any:
-    """The context uint8 [C, T] in which each index is coded, from the indices int32 [C, T] in lane order."""
-    channels, positions = indices_CT.shape
-    contexts_CT = np.empty((channels, positions), np.uint8)
-    for lane in range(min(LANES, channels)):
-        state = 0
-        for channel in range(lane, channels, LANES):
-            for position in range(positions):
-                contexts_CT[channel, position] = context[state]
-                state = next_state[state, indices_CT[channel, position] & 1]
-    return contexts_CT

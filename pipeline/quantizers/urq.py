@@ -8,6 +8,7 @@ import numpy.typing as npt
 from pipeline.quantizers.tables import MAX_INDEX, Settings, Tables
 
 DEFAULTS = Settings("urq", None, step=1.0, lmbda_q=0.0)
+"""The step that training's uniform noise stands for."""
 
 
 def check(settings: Settings) -> None:
