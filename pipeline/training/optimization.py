@@ -107,13 +107,19 @@ def state_from_bytes(
         _check_leaves(prefix, module.state_dict(), found)
         module.load_state_dict(found)
     for name, optimizer in optimizers.items():
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for leaf, value in tensors.items():
             if leaf.startswith(f"optimizer/{name}/"):
                 _, _, index, moment = leaf.split("/")
-                state.setdefault(int(index), {})[moment] = value
+                state.setdefault(int(index), {})[moment] = _like(parameters[int(index)], value)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return _step_of(data)
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A moment in its parameter's memory format: the fused step walks both in the order of memory."""
+    return value if value.dim() == 0 else torch.empty_like(parameter).copy_(value)
 
 
 def _check_leaves(prefix: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
