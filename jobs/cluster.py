@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,12 +23,16 @@ LOST_WORKER_RETRIES = 3
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class InfeasibleResources(RuntimeError):
+class InfeasibleResources(ValueError):
     """A stage asks for more than any node has; Ray would wait for ever."""
 
 
 class TaskFailed(RuntimeError):
     """A task raised, or its worker was lost too often; carries the worker's traceback."""
+
+
+class Interrupted(RuntimeError):
+    """The run was stopped while a task was waited for."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,27 @@ def set_threads(count: int) -> None:
 
 
 class Cluster:
-    """A lazy connection: an embedded Ray on this machine, or the cluster at `address` (or RAY_ADDRESS)."""
+    """A lazy connection: an embedded Ray on this machine, or the cluster at `address` (or RAY_ADDRESS).
+
+    A process that is connected to Ray already, such as a notebook, keeps its connection: it is used, and left open.
+    """
 
     def __init__(self, address: str | None = None) -> None:
         self.address = address or os.environ.get("RAY_ADDRESS") or "local"
-        self.interrupted = threading.Event()
         self._lock = threading.Lock()
         self._ray: Any = None
+        self._is_ours = False
+        self._interrupted = False
+        self._pending: set[Any] = set()  # references that some thread waits for
+
+    def require(self, shares: Mapping[str, Share]) -> None:
+        """Connect, and look before any work begins whether each stage's tasks fit on a node.
+
+        Raises:
+            InfeasibleResources: names the first stage whose tasks do not.
+        """
+        for stage, share in shares.items():
+            self._start(share, stage)
 
     def run(self, function: Callable[..., Result], args: tuple[Any, ...], share: Share) -> Result:
         """One task; its result. Raises TaskFailed, InfeasibleResources."""
@@ -70,26 +88,31 @@ class Cluster:
         Raises:
             TaskFailed: after all other items have finished, when one failed; their results are kept.
             InfeasibleResources: before anything is submitted.
+            Interrupted: `interrupt` was called.
         """
         ray = self._start(share)
-        remote = self._remote(_call, share)
+        remote = self._remote(_call, function, share)
         waiting = iter(items)
         running: dict[Any, tuple[tuple[Any, ...], int]] = {}
         failures: list[TaskFailed] = []
         while True:
             while len(running) < share.in_flight and (item := next(waiting, None)) is not None:
-                running[remote.remote(function, _threads(share), item)] = (item, 0)
+                running[self._submit(remote, function, share, item)] = (item, 0)
             if not running:
                 break
             (ready,), _ = ray.wait(list(running), num_returns=1)
             item, losses = running.pop(ready)
+            self._pending.discard(ready)
             try:
-                yield item, ray.get(ready)
+                result = ray.get(ready)
             except Exception as error:
+                self._check_interrupted()
                 if _worker_lost(error) and losses < LOST_WORKER_RETRIES:
-                    running[remote.remote(function, _threads(share), item)] = (item, losses + 1)
+                    running[self._submit(remote, function, share, item)] = (item, losses + 1)
                 else:
                     failures.append(_failure(error))
+            else:
+                yield item, result
         if failures:
             raise failures[0]
 
@@ -97,47 +120,79 @@ class Cluster:
         self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share
     ) -> Iterator[Message]:
         """One task that yields messages, as it yields them. A task whose worker is lost starts again:
-        what it has finished it must find by itself (a checkpoint)."""
+        what it has finished it must find by itself (a checkpoint).
+
+        Raises:
+            TaskFailed, InfeasibleResources, Interrupted: as `map`.
+        """
         self._start(share)
         for attempt in range(LOST_WORKER_RETRIES + 1):
             try:
                 yield from self._stream_once(function, args, share)
                 return
             except Exception as error:
+                self._check_interrupted()
                 if attempt == LOST_WORKER_RETRIES or not _worker_lost(error):
                     raise _failure(error) from None
 
     def _stream_once(
         self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share
     ) -> Iterator[Message]:
-        remote = self._remote(_generate, share).options(num_returns="streaming")
-        for reference in remote.remote(function, _threads(share), args):
-            yield self._ray.get(reference)
+        remote = self._remote(_generate, function, share).options(num_returns="streaming")
+        references = self._submit(remote, function, share, args)
+        try:
+            for reference in references:
+                yield self._ray.get(reference)
+        finally:
+            self._pending.discard(references)
+
+    def interrupt(self) -> None:
+        """Kill the tasks that are waited for: who waits for them gets Interrupted, as does who submits more."""
+        with self._lock:
+            self._interrupted = True
+            for reference in list(self._pending):
+                self._ray.cancel(reference, force=True)
 
     def stop(self) -> None:
         """End the embedded Ray, or leave the cluster."""
-        if self._ray is not None:
-            self._ray.shutdown()
-            self._ray = None
+        with self._lock:
+            if self._is_ours:
+                self._ray.shutdown()
+            self._ray, self._is_ours = None, False
 
-    def _remote(self, function: Callable[..., Any], share: Share) -> Any:
+    def _remote(self, wrapper: Callable[..., Any], function: Callable[..., Any], share: Share) -> Any:
         # Ray's own retries are off: `map` and `stream` resubmit, so that there is one policy.
-        return self._ray.remote(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_retries=0)(function)
+        remote = self._ray.remote(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_retries=0)(wrapper)
+        return remote.options(name=function.__name__)  # what `ps` and the dashboard show of a worker
 
-    def _start(self, share: Share) -> Any:
+    def _submit(self, remote: Any, function: Callable[..., Any], share: Share, args: tuple[Any, ...]) -> Any:
+        with self._lock:
+            self._check_interrupted()
+            reference = remote.remote(function, _threads(share), args)
+            self._pending.add(reference)
+        return reference
+
+    def _check_interrupted(self) -> None:
+        if self._interrupted:
+            raise Interrupted("interrupted; what finished is kept") from None
+
+    def _start(self, share: Share, stage: str = "STAGE") -> Any:
         with self._lock:
             if self._ray is None:
-                self._ray = _connect(self.address)
-        _require_feasible(self._ray, share)
+                self._ray, self._is_ours = _connect(self.address)
+        _require_feasible(self._ray, share, stage)
         return self._ray
 
 
-def _connect(address: str) -> Any:
+def _connect(address: str) -> tuple[Any, bool]:
+    """Ray, and whether this call has connected it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about num_gpus=0
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads cost two thirds on a busy machine
     import ray
 
+    if ray.is_initialized():
+        return ray, False
     embedded: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     ray.init(
         address=address,
@@ -145,17 +200,18 @@ def _connect(address: str) -> Any:
         logging_level=logging.ERROR,
         **(embedded if address == "local" else {}),
     )
-    return ray
+    return ray, True
 
 
-def _require_feasible(ray: Any, share: Share) -> None:
+def _require_feasible(ray: Any, share: Share, stage: str) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for resource, wanted in (("CPU", share.num_cpus), ("GPU", share.num_gpus)):
         most = max((float(node.get(resource, 0)) for node in nodes), default=0.0)
         if wanted > most:
+            option = f"resources.{stage}.num_{resource.lower()}s"
             raise InfeasibleResources(
-                f"a task wants num_{resource.lower()}s={wanted:g}, but no node has more than {most:g}: Ray would wait "
-                f"for ever. Lower it, as in --set resources.STAGE.num_{resource.lower()}s={most:g}, or add a node"
+                f"{option}: a task wants {wanted:g}, but no node has more than {most:g}: Ray would wait for ever. "
+                f"Lower it, as in --set {option}={most:g}, or add a node"
             )
 
 

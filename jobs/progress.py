@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from storage.errors import StorageFull
 from storage.keys import canonical_json
 from storage.workspace import Workspace
 
@@ -95,6 +97,7 @@ class Heartbeat:
         while True:
             row = self._row
             body = {"time": time.time(), "done": row.done, "total": row.total, "text": row.text}
-            self._workspace.put(f"{self._place}/progress.json", canonical_json(body))
+            with suppress(StorageFull):  # no reason to end the work: that says so where it writes itself
+                self._workspace.put(f"{self._place}/progress.json", canonical_json(body))
             if self._stopped.wait(BEAT_EVERY_S):
                 return

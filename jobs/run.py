@@ -13,11 +13,12 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from jobs.cluster import Cluster
+from jobs.cluster import Cluster, Interrupted
 from jobs.experiment import AllResources
 from jobs.plan import Results, Step, input_outputs, resolve
 from jobs.progress import Board, Heartbeat
 from jobs.stage import Node, Task
+from storage.errors import StorageFull
 from storage.workspace import Workspace
 
 # One file per stage; imported when the stage is computed.
@@ -95,7 +96,8 @@ def run(nodes: list[Node], results: Results, drive: Drive) -> dict[str, Record]:
                     produced[step.node.id] = future.result()
                     drive.committed(produced)
     except KeyboardInterrupt:
-        drive.cluster.stop()  # ends the tasks, so that the threads that wait for them end too
+        drive.cluster.interrupt()  # ends the tasks, so that the threads that wait for them end too
+        pool.shutdown(cancel_futures=True)
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -141,8 +143,7 @@ def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record
         )
         outcome = import_module(STAGES[node.stage]).compute(task)
     except BaseException as error:
-        failure = about | {"error": f"{type(error).__name__}: {error}", "ended": _now()}
-        drive.workspace.records.create(f"failures/{node.stage}/{step.key}/{attempt}", failure)
+        _note_failure(drive.workspace, f"failures/{node.stage}/{step.key}/{attempt}", about, error)
         raise
     finally:
         heartbeat.close()
@@ -168,6 +169,15 @@ def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record
     winner = drive.workspace.records.get(name)
     drive.board.say(f"done: {node.id}: another run was first, its result is taken")
     return winner or record
+
+
+def _note_failure(workspace: Workspace, name: str, about: Record, error: BaseException) -> None:
+    """For `status`. Where the disk is full even for this, the error itself is what the user must see."""
+    body = about | {"error": f"{type(error).__name__}: {error}", "ended": _now()}
+    try:
+        workspace.records.create(name, body | {"interrupted": isinstance(error, Interrupted)})
+    except StorageFull as full:
+        error.add_note(f"`retrellis status` will not show this failure: {full}")
 
 
 def _failure(failed: Mapping[str, BaseException], missing: list[str]) -> RunFailed:

@@ -11,12 +11,13 @@ from typing import Any
 from rich.console import Console
 
 from jobs import report
-from jobs.cluster import Cluster
+from jobs.cluster import Cluster, Share
 from jobs.experiment import AllResources, Experiment
 from jobs.lineage import Account, Follower
 from jobs.plan import Results, Step, expand, import_node, input_outputs, resolve, select
 from jobs.progress import Board
 from jobs.run import STAGES, Drive, load_results, run
+from jobs.stage import share
 from storage.workspace import Workspace
 
 
@@ -104,12 +105,19 @@ def _compute(
     try:
         with Board(console) as board, Follower(account, workspace, options.tracking, console) as follower:
             drive = Drive(workspace, cluster, experiment.resources, experiment.name, board, follower.notify)
+            cluster.require(_shares(experiment, steps))
             produced = run([step.node for step in steps], results, drive)
             follower.notify(produced)
             account.commit()
     finally:
         cluster.stop()
     return produced
+
+
+def _shares(experiment: Experiment, steps: list[Step]) -> dict[str, Share]:
+    """What the tasks of each stage with work to do occupy; an import runs in this process."""
+    stages = dict.fromkeys(step.node.stage for step in steps if not step.record)
+    return {stage: share(getattr(experiment.resources, stage)) for stage in stages if stage != "import"}
 
 
 def _say_short(steps: list[Step], todo: list[Step], workspace: Workspace, console: Console) -> None:

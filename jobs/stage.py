@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from jobs.cluster import Cluster, Share
 from storage.workspace import Workspace
 
 if TYPE_CHECKING:
-    from jobs.cluster import Cluster, Share
     from jobs.experiment import Resources
 
 Output = dict[str, Any]  # {"kind", "digest", "blob", "note"}; see docs/design/structure.md
@@ -58,9 +58,12 @@ class Task:
     @property
     def share(self) -> Share:
         """What one Ray task of this stage occupies."""
-        from jobs.cluster import Share
+        return share(self.resources)
 
-        return Share(self.resources.num_cpus, self.resources.num_gpus, self.resources.in_flight)
+
+def share(resources: Resources) -> Share:
+    """What one task occupies, as the experiment file has it."""
+    return Share(resources.num_cpus, resources.num_gpus, resources.in_flight)
 
 
 @dataclass(frozen=True)

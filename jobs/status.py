@@ -53,7 +53,8 @@ def _row(
         summary = ", ".join(f"{name} {value}" for name, value in result["summary"].items())
         return row | {"state": "done", "detail": f"{result['seconds']:.1f} s; {summary}"}
     if failure := failures.get(attempt["attempt"]):
-        return row | {"state": "failed", "detail": failure["error"].splitlines()[0]}
+        state = "stopped" if failure["interrupted"] else "failed"
+        return row | {"state": state, "detail": failure["error"].splitlines()[0]}
     try:
         name = f"attempts/{attempt['stage']}/{attempt['key']}/{attempt['attempt']}/progress.json"
         beat = json.loads(workspace.get(name))
