@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from jobs.experiment import Experiment, ExperimentError, load
+from jobs.experiment import Experiment, ExperimentError, QuantizerSection, Trellis, load
+from pipeline.quantizers import QUANTIZERS
+from pipeline.quantizers.trellis import TRELLISES
 
 FILE = """
 name: small
@@ -86,6 +89,11 @@ def test_missing_file_and_broken_yaml(tmp_path: Path) -> None:
     broken.write_text("name: [")
     with pytest.raises(ExperimentError, match=r"broken\.yaml: not a YAML document"):
         load(str(broken))
+
+
+def test_the_file_knows_the_quantizers_that_there_are() -> None:
+    assert set(get_args(Trellis)) == set(TRELLISES)
+    assert set(get_args(QuantizerSection.model_fields["kind"].annotation)) == set(QUANTIZERS)
 
 
 @pytest.mark.parametrize("path", sorted(Path("experiments").glob("*.yaml")), ids=str)

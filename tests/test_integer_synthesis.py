@@ -24,7 +24,7 @@ from pipeline.codec.integer_synthesis import (
     IntegerLayer,
     IntegerSynthesis,
 )
-from pipeline.codec.sigma import sigma_levels, sigma_midpoints
+from pipeline.sigma import sigma_levels, sigma_midpoints
 
 N, M = 6, 8
 

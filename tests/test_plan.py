@@ -38,7 +38,13 @@ def file(tmp_path: Path) -> str:
 
 def made(node: Node) -> dict[str, Any]:
     """A record as if the node had been computed; digests are the node's name."""
-    kinds = {"ingest": "images", "train": "codec", "finetune": "codec", "quantize": "latents", "evaluate": "scores"}
+    kinds = {
+        "ingest": "images",
+        "train": "codec",
+        "finetune": "codec",
+        "quantize": "latents",
+        "evaluate": "scores",
+    }
     kind = kinds.get(node.stage, node.stage)
     note = {"grid": f"grid of {node.id}", "rate": f"rate of {node.id}"}
     return {"outputs": {kind: {"kind": kind, "digest": node.id, "note": note}}, "summary": {}}
@@ -60,7 +66,15 @@ def test_expansion_is_rates_by_quantizers_by_arms_by_seeds(file: str) -> None:
     for node in expand(load(file)):
         count[node.stage] = count.get(node.stage, 0) + 1
     # two λ, two quantizers, two arms, two seeds; the base has no seed; equal image lists share one ingest
-    expected = {"ingest": 1, "train": 2, "tables": 2, "quantize": 4, "finetune": 16, "evaluate": 20, "report": 1}
+    expected = {
+        "ingest": 1,
+        "train": 2,
+        "tables": 2,
+        "quantize": 4,
+        "finetune": 16,
+        "evaluate": 20,
+        "report": 1,
+    }
     assert count == expected
 
 

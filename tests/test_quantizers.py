@@ -10,7 +10,8 @@ from pipeline import quantizers
 from pipeline.frequencies import escape_bits, frequency_bits
 from pipeline.quantizers import QUANTIZERS, Quantized
 from pipeline.quantizers.lloyd import midpoint_tables
-from pipeline.quantizers.tables import MAX_INDEX, SIGMA_LEVELS, Settings, Tables, sigma_levels
+from pipeline.quantizers.tables import MAX_INDEX, Settings, Tables
+from pipeline.sigma import SIGMA_LEVELS, sigma_levels
 
 CASES = [quantizers.settings(kind) for kind in QUANTIZERS] + [
     quantizers.settings("tcq", "vvc4", 1.0, 0.3),

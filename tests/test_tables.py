@@ -17,7 +17,8 @@ from pipeline.frequencies import TOTAL, escape_bits, frequency_bits, integer_fre
 from pipeline.quantizers import lloyd
 from pipeline.quantizers.lloyd import gather, gaussian_cells, midpoint_tables, retabulate
 from pipeline.quantizers.lookup import code_bits, reconstruct
-from pipeline.quantizers.tables import METADATA_KEY, SIGMA_LEVELS, Settings, Tables, sigma_levels
+from pipeline.quantizers.tables import METADATA_KEY, Settings, Tables
+from pipeline.sigma import SIGMA_LEVELS, sigma_levels
 
 URQ = Settings("urq", None, 1.0, 0.0)
 TCQ = Settings("tcq", "vvc8", 0.7, 0.1)

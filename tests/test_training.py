@@ -11,9 +11,9 @@ import torch
 
 from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
-from pipeline.codec.sigma import SIGMA_LEVELS, sigma_levels
 from pipeline.coding import analyse, code, decode_latent, scale_inputs, synthesise
 from pipeline.quantizers import Tables, design, settings
+from pipeline.sigma import SIGMA_LEVELS, sigma_levels
 from pipeline.training.base import BaseSettings, BaseTraining, random_crop, reflect_pad
 from pipeline.training.finetune import (
     Control,

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from pipeline.frequencies import escape_bits, frequency_bits, integer_frequencies
 from pipeline.quantizers import QUANTIZERS, contexts, quantize, rdoq, tcq
 from pipeline.quantizers.lloyd import midpoint_tables
-from pipeline.quantizers.tables import MAX_INDEX, SIGMA_LEVELS, Settings, Tables
+from pipeline.quantizers.tables import MAX_INDEX, Settings, Tables
 from pipeline.quantizers.trellis import LANES, TRELLISES
+from pipeline.sigma import SIGMA_LEVELS
 
 ALL_K = np.arange(-MAX_INDEX, MAX_INDEX + 1)
 

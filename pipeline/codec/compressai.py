@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.codec.entropy_models import LIKELIHOOD_MIN, TAIL_MASS, FactorizedPrior
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 from pipeline.codec.layers import BETA_MIN, GDN, PEDESTAL
-from pipeline.codec.sigma import SIGMA_LEVELS, SIGMA_MAX, SIGMA_MIN
+from pipeline.sigma import SIGMA_LEVELS, SIGMA_MAX, SIGMA_MIN
 
 PRECISION_BITS = 16
 DERIVED = re.compile(r"\.(pedestal|bound|target|_offset|_quantized_cdf|_cdf_length|scale_table|scale_bound)$")

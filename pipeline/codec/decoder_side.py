@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 from pipeline.codec.layers import GDN, conv, lower_bound
-from pipeline.codec.sigma import SIGMA_MIN
+from pipeline.sigma import SIGMA_MIN
 
 # Layers at the end of g_s that stay in float32 when the rest runs in bfloat16, as the GDN norms do: all of it
 # in bfloat16 costs 0.01–0.03 dB at 26–30 dB and more above.

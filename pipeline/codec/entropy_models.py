@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.codec.layers import lower_bound
-from pipeline.codec.sigma import SIGMA_MIN
+from pipeline.sigma import SIGMA_MIN
 
 LIKELIHOOD_MIN = 1e-9
 TAIL_MASS = 1e-9

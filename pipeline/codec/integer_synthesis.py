@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.codec.contract import EntropyParameters
-from pipeline.codec.sigma import SIGMA_LEVELS, sigma_midpoints
+from pipeline.sigma import SIGMA_LEVELS, sigma_midpoints
 
 FRACTION_BITS = 14  # of every layer's input
 INTEGER_BITS = 12  # ... and its range, ±4096

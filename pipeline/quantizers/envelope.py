@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from pipeline.frequencies import escape_bits, frequency_bits
 from pipeline.quantizers.kernels import hull
-from pipeline.quantizers.tables import SIGMA_LEVELS, Tables
+from pipeline.quantizers.tables import Tables
+from pipeline.sigma import SIGMA_LEVELS
 
 _BINS_PER_LINE = 2
 

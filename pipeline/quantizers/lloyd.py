@@ -16,7 +16,8 @@ import numpy.typing as npt
 from pipeline.frequencies import TOTAL, integer_frequencies
 from pipeline.quantizers.contract import Quantizer
 from pipeline.quantizers.lookup import channel_bits, reconstruct
-from pipeline.quantizers.tables import SIGMA_LEVELS, Settings, Tables, alphabet_sizes, sigma_levels
+from pipeline.quantizers.tables import Settings, Tables, alphabet_sizes
+from pipeline.sigma import SIGMA_LEVELS, sigma_levels
 
 _STARTS = (1.0, 2.5)
 """Widths of the Gaussians whose midpoint tables are started from, in σ: a wide one keeps rare symbols affordable."""

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from pipeline.frequencies import escape_bits, frequency_bits
 from pipeline.quantizers.kernels import fill_bits, fill_levels, plain
-from pipeline.quantizers.tables import MAX_INDEX, SIGMA_LEVELS, Settings, Tables
+from pipeline.quantizers.tables import MAX_INDEX, Settings, Tables
+from pipeline.sigma import SIGMA_LEVELS
 
 
 @lru_cache(maxsize=8)

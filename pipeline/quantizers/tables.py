@@ -21,9 +21,8 @@ import safetensors.numpy
 
 from pipeline.frequencies import TOTAL
 from pipeline.quantizers.trellis import TRELLISES
+from pipeline.sigma import SIGMA_LEVELS, sigma_levels
 
-SIGMA_LEVELS = 64
-SIGMA_RANGE = (0.11, 256.0)
 MAX_INDEX = 32766
 """Largest |k|. Searches saturate here, so int16's minimum, the fill value of latent stores, is never an index."""
 STEP_RANGE = (0.05, 64.0)
@@ -38,12 +37,6 @@ _DTYPES = {
     "frequencies": np.dtype(np.uint32),
     "reconstruction": np.dtype(np.float32),
 }
-
-
-def sigma_levels() -> npt.NDArray[np.float64]:
-    """The standard deviations that a σ index means: float64 [64], log-spaced in [0.11, 256], latent units."""
-    levels: npt.NDArray[np.float64] = np.geomspace(*SIGMA_RANGE, SIGMA_LEVELS)
-    return levels
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from pipeline.codec.artifact import Codec
-from pipeline.codec.sigma import SIGMA_LEVELS, SIGMA_MAX, SIGMA_MIN
 from pipeline.quantizers.lookup import code_bits
 from pipeline.quantizers.tables import Tables
+from pipeline.sigma import SIGMA_LEVELS, SIGMA_MAX, SIGMA_MIN
 from pipeline.training.latent_crops import LatentBatch, LatentCrops
 from pipeline.training.optimization import (
     learning_rate_factor,
