@@ -1,0 +1,105 @@
+"""What the report says: gains only at equal indices and bits, BD-rate with four λ, pictures that are pictures."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.report import _csv, _markdown
+from pipeline.comparison import Scored, bd_rates, gain_db, rows
+from pipeline.figures import busiest_window, crops, rate_distortion
+
+IMAGES = ("a", "b", "c")
+
+
+def scored(arm: str, gain: float, *, lmbda: float = 0.013, seed: int | None = None, **image: Any) -> Scored:
+    """An arm whose images gain `gain` dB at the rate of its λ."""
+    kinds = {"base": ("none", "quantized"), "noise": ("decoder", "noise"), "paper": ("decoder", "quantized")}
+    bpp = 10 * lmbda**0.5
+    images = [
+        {
+            "image": name,
+            "bpp": bpp + 0.1 * i,
+            "psnr_db": 30 + 8 * np.log10(bpp + 0.1 * i) + gain,
+            "indices": name,
+        }
+        | image
+        for i, name in enumerate(IMAGES)
+    ]
+    return Scored(lmbda, "tcq8", arm, seed, *kinds[arm], images)
+
+
+def test_rows_compare_with_the_base_and_the_control_of_the_same_seed() -> None:
+    arms = [
+        scored("base", 0.0),
+        scored("noise", 0.1, seed=0),
+        scored("noise", 0.2, seed=1),
+        scored("paper", 0.5, seed=1),
+    ]
+    table = rows(arms)
+    assert list(table[0])[:7] == ["lmbda", "quantizer", "arm", "seed", "bpp", "psnr_db", "ms_ssim"]
+    assert table[0]["over_base_db"] is None
+    assert table[3]["over_base_db"] == pytest.approx(0.5)
+    assert table[3]["over_noise_db"] == pytest.approx(0.3)
+    assert table[3]["ms_ssim"] is None
+
+
+@pytest.mark.parametrize("other", [{"indices": "others"}, {"bpp": 0.5}])
+def test_no_gain_is_stated_at_other_indices_or_bits(other: dict[str, Any]) -> None:
+    assert gain_db(scored("paper", 0.5, **other), scored("base", 0.0)) is None
+
+
+def test_bd_rate_needs_four_rates_and_is_per_image() -> None:
+    lmbdas = (0.0035, 0.0067, 0.013, 0.025)
+    arms = [scored(arm, gain, lmbda=lm) for lm in lmbdas for arm, gain in (("base", 0.0), ("paper", 0.2))]
+    (row,) = bd_rates(arms)
+    assert (row["arm"], row["anchor"]) == ("paper", "tcq8 base")
+    # quality is 8 · log10(rate), so 0.2 dB are worth 10^(−0.2/8) of the rate
+    assert row["bd_rate_percent"] == pytest.approx(100 * (10 ** (-0.2 / 8) - 1), abs=0.02)
+    assert len(row["per_image"]) == len(IMAGES)
+    assert bd_rates(arms[:6]) == []
+
+
+def test_tables_are_aligned_and_say_what_is_not_comparable() -> None:
+    table = rows(
+        [scored("base", 0.0), scored("paper", 0.25, seed=0), scored("noise", 0.1, seed=0, indices="x")]
+    )
+    text = _markdown("small", table, [], 3, ["report.csv"])
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1
+    assert "+0.250" in lines[3]
+    assert lines[4].count("—") >= 2
+    assert "prove the plumbing, not the gain" in text
+    assert _csv(table).decode().splitlines()[0].startswith("lmbda,quantizer,arm,seed,bpp")
+
+
+def test_figures_are_pictures_and_deterministic() -> None:
+    arms = [scored("base", 0.0), scored("noise", 0.1, seed=0), scored("paper", 0.5, seed=0)]
+    files = rate_distortion(arms, "small")
+    assert files == rate_distortion(arms, "small")
+    assert Image.open(io.BytesIO(files["rate-distortion.png"])).size[0] > 1000
+    assert files["rate-distortion.svg"].startswith(b"<?xml")
+    generator = np.random.default_rng(0)
+    original, before = generator.integers(0, 255, (2, 40, 50, 3), np.uint8)
+    row = {
+        "name": "x",
+        "original": original,
+        "before": before,
+        "after": before,
+        "before_title": "b",
+        "after_title": "a",
+    }
+    assert Image.open(io.BytesIO(crops([row])["crops.png"])).size[0] > 1000
+
+
+def test_the_window_shown_is_where_two_images_differ_most() -> None:
+    before = np.zeros((200, 300, 3), np.uint8)
+    after = before.copy()
+    after[120:160, 200:240] = 90
+    top, left = busiest_window(before, after, 80)
+    assert 80 <= top <= 120
+    assert 160 <= left <= 200
