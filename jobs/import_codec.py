@@ -44,14 +44,15 @@ def read_codec(data: bytes) -> Any:
     from pipeline.codec.artifact import Codec
     from pipeline.codec.compressai import import_state_dict
 
-    if not _is_torch_file(data):
+    if data[8:9] == b"{":  # safetensors: a length of 8 bytes, then JSON
         return Codec.from_bytes(data)
+    if data[:2] not in (b"PK", b"\x80\x02"):
+        raise ValueError(
+            "not a checkpoint: expected a state dict of CompressAI's MeanScaleHyperprior as torch.save writes it, "
+            f"or a .safetensors of ours, found {len(data):,} bytes that begin with {data[:8]!r}"
+        )
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return Codec.from_network(import_state_dict(state.get("state_dict", state)))
-
-
-def _is_torch_file(data: bytes) -> bool:
-    return data[:2] in (b"PK", b"\x80\x02")
 
 
 def export_file(root: str, codec: str, file: Path) -> Path:

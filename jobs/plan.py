@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import ingest
-from jobs.experiment import Arm, Experiment, Images, Section
+from jobs.experiment import Arm, Experiment, ExperimentError, Images, Section
 from jobs.stage import Input, Node, Output
 from storage.keys import digest, sha256
 
@@ -81,12 +81,14 @@ def expand(experiment: Experiment, rehash: bool = False) -> list[Node]:
     for codec in codecs:
         for quantizer, table in tables.items():
             common = {"lmbda": codec.axes["lmbda"], "quantizer": quantizer}
+            latents = (
+                add(_quantize_node(common, codec, table, sets["latents"])) if "latents" in sets else None
+            )
             for name, arm in experiment.arms.items():
                 for seed in experiment.seeds if arm.parts != "none" else [None]:
                     axes = common | {"arm": name} | ({} if seed is None else {"seed": seed})
                     source = codec
-                    if arm.parts != "none":
-                        latents = add(_quantize_node(common, codec, table, sets["latents"]))
+                    if arm.parts != "none" and latents:
                         source = add(_finetune_node(axes, arm, codec, table, latents, sets["latents"]))
                     scores.append(add(_evaluate_node(axes, experiment, source, table, sets["evaluate"])))
     add(_report_node(experiment, scores, sets["evaluate"]))
@@ -147,36 +149,36 @@ def explain(ingredients: Mapping[str, Any], records: Iterable[dict[str, Any]]) -
 
 
 def select(nodes: list[Node], stage: str | None = None, only: Mapping[str, str] | None = None) -> list[Node]:
-    """The nodes of a stage (default: all) whose axes agree with `only`, and everything they read.
+    """The instances of a stage whose axes agree with `only`, and everything that they read.
+
+    Args:
+        stage: None stands for the report; with `only`, for the evaluations that agree.
+        only: axis names and values, such as lmbda=0.013.
 
     Raises:
         ValueError: nothing matches; the message lists what there is.
     """
-    wanted = [
-        node
-        for node in nodes
-        if (stage is None or node.stage == stage)
-        and all(
-            name not in node.axes or _matches(node.axes[name], value) for name, value in (only or {}).items()
-        )
-    ]
-    known = {name for node in nodes for name in node.axes}
+    stage = stage or ("evaluate" if only else "report")
+    of_stage = [node for node in nodes if node.stage == stage]
+    wanted = of_stage
     for name, value in (only or {}).items():
-        if name not in known or not any(_matches(n.axes[name], value) for n in nodes if name in n.axes):
-            there = sorted({str(node.axes[name]) for node in nodes if name in node.axes}) or sorted(known)
-            raise ValueError(f"--only {name}={value}: expected one of {', '.join(there)}")
+        there = sorted({str(node.axes[name]) for node in nodes if name in node.axes})
+        if not there:
+            axes = ", ".join(sorted({axis for node in nodes for axis in node.axes}))
+            raise ValueError(f"--only {name}={value}: expected one of the axes {axes}")
+        if not any(_matches(text, value) for text in there):
+            raise ValueError(f"--only {name}={value}: expected {name} to be one of {', '.join(there)}")
+        wanted = [node for node in wanted if name not in node.axes or _matches(node.axes[name], value)]
+    if not wanted:
+        raise ValueError(f"nothing to do: of {len(of_stage)} {stage} instance(s) none agrees with --only")
     by_id = {node.id: node for node in nodes}
     kept: set[str] = set()
     pending = [node.id for node in wanted]
-    if only and stage is None:
-        pending = [i for i in pending if by_id[i].stage != "report"]
     while pending:
         current = pending.pop()
         if current not in kept:
             kept.add(current)
             pending += [i.node for i in by_id[current].inputs.values()]
-    if not kept:
-        raise ValueError(f"nothing to do: this experiment has no {stage} instance")
     return [node for node in nodes if node.id in kept]
 
 
@@ -244,9 +246,18 @@ def _codec_nodes(experiment: Experiment, sets: Mapping[str, Node]) -> list[Node]
 
 def import_node(lmbda: float, file: str | None, codec_digest: str | None) -> Node:
     """A codec that exists. Its key is the digest of the file (or of the codec in this workspace)."""
-    source = sha256(Path(file).read_bytes()) if file else codec_digest
+    source = _checkpoint_digest(file) if file else codec_digest
     parameters = {"file": file} if file else {"digest": codec_digest}
     return Node("import", {"lmbda": lmbda}, {"source": source, "lmbda": lmbda}, {}, parameters)
+
+
+def _checkpoint_digest(file: str) -> str:
+    try:
+        return sha256(Path(file).read_bytes())
+    except OSError as error:
+        raise ExperimentError(
+            f"{file}: expected a codec checkpoint, found none ({error.strerror})"
+        ) from error
 
 
 def _tables_node(name: str, settings: dict[str, Any]) -> Node:

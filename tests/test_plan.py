@@ -129,9 +129,9 @@ def test_select_takes_a_stage_and_what_it_reads(file: str) -> None:
         "tables quantizer=tcq8",
         "quantize lmbda=0.013 quantizer=tcq8",
     ]
-    with pytest.raises(ValueError, match=r"--only quantizer=tcq9: expected one of tcq8, urq"):
+    with pytest.raises(ValueError, match=r"--only quantizer=tcq9: expected quantizer to be one of tcq8, urq"):
         select(nodes, "quantize", {"quantizer": "tcq9"})
-    with pytest.raises(ValueError, match=r"--only colour=red: expected one of"):
+    with pytest.raises(ValueError, match=r"--only colour=red: expected one of the axes"):
         select(nodes, None, {"colour": "red"})
 
 
@@ -140,3 +140,16 @@ def test_folders_without_images_are_refused(file: str, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(EmptyFolder, match=rf"{folder}: expected a folder with images .*found none"):
             expand(load(file, [f"train.images={tmp_path / folder}"]))
+
+
+def test_run_takes_what_the_report_reads_and_only_takes_evaluations(file: str) -> None:
+    base = load(file, ["arms={base: {}}"])
+    assert not [node for node in select(expand(base)) if node.stage == "quantize"]
+    assert len([node for node in select(expand(base), "quantize") if node.stage == "quantize"]) == 4
+    chosen = select(
+        expand(load(file)), None, {"lmbda": "0.013", "quantizer": "urq", "arm": "paper", "seed": "1"}
+    )
+    assert [node.id for node in chosen if node.stage == "evaluate"] == [
+        "evaluate lmbda=0.013 quantizer=urq arm=paper seed=1"
+    ]
+    assert not [node for node in chosen if node.stage == "report"]
