@@ -221,11 +221,12 @@ def ui(
     port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
 ) -> None:
     """Open the MLflow UI over the workspace, on loopback only, until Ctrl-C."""
+    from jobs.lineage import synchronise
     from storage.lineage import ui_command
-    from storage.workspace import Workspace
 
-    argv, environment = ui_command(Workspace.open(_workspace(workspace), create=False).root, port)
-    console.print(f"http://127.0.0.1:{port} (runs are under “Training runs”)", markup=False, highlight=False)
+    page = synchronise(_workspace(workspace), None, console)  # also makes the database where there is none
+    argv, environment = ui_command(_workspace(workspace), port)
+    console.print(f"open http://127.0.0.1:{port}/{page}", markup=False, highlight=False)
     os.execvpe(argv[0], argv, {**os.environ, **environment})
 
 

@@ -36,7 +36,9 @@ def main() -> None:
         for folder, names in packages.items():
             copy_photos(folder, names.split(), WORKSPACE / "photos" / use)
     execute(experiment.load(str(EXPERIMENT)), Options(str(WORKSPACE)), console)
-    console.print(f"\n{time.monotonic() - started:.0f} s in all. Open the lineage in MLflow:", highlight=False)
+    console.print(
+        f"\n{time.monotonic() - started:.0f} s in all. Open the lineage in MLflow:", highlight=False
+    )
     console.print(f"  .venv/bin/retrellis ui --workspace {WORKSPACE}", markup=False, highlight=False)
 
 
@@ -45,7 +47,9 @@ def copy_photos(package_folder: str, names: list[str], target: Path) -> None:
     package, _, inside = package_folder.partition("/")
     found = find_spec(package)
     if found is None or not found.submodule_search_locations:
-        raise SystemExit(f"the demo's photographs come with {package}: install it with pip install -e '.[demo]'")
+        raise SystemExit(
+            f"the demo's photographs come with {package}: install it with pip install -e '.[demo]'"
+        )
     source = Path(found.submodule_search_locations[0]) / inside
     target.mkdir(parents=True, exist_ok=True)
     for name in names:

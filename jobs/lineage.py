@@ -18,7 +18,7 @@ from storage.workspace import Workspace
 if TYPE_CHECKING:
     from storage.lineage import Projector
 
-CATCH_UP_S = 60.0  # what MLflow gets at the end of a run; the rest is for `retrellis sync`
+CATCH_UP_S = 20.0  # what MLflow gets at the end of a run; the rest is for `retrellis sync`
 
 Record = dict[str, Any]
 
@@ -103,11 +103,19 @@ def all_records(workspace: Workspace) -> dict[str, Record]:
     return workspace.records.load("results") | workspace.records.load("experiments")
 
 
-def synchronise(workspace_root: str, tracking: str | None, console: Console) -> None:
-    """`retrellis sync`: bring MLflow up to the records. Raises LineageUnavailable."""
+def synchronise(workspace_root: str, tracking: str | None, console: Console) -> str:
+    """`retrellis sync`: bring MLflow up to the records.
+
+    Returns:
+        The newest experiment's page, to put behind the server's address.
+
+    Raises:
+        LineageUnavailable: MLflow does not answer or is locked.
+    """
     from storage.lineage import default_tracking_uri, sync
 
     workspace = Workspace.open(workspace_root, create=False)
     uri = tracking or default_tracking_uri(workspace.root)
     report = sync(all_records(workspace), workspace.blobs.get, uri, workspace.root)
     console.print(f"{uri}: {report}", markup=False, highlight=False)
+    return report.page
