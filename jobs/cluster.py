@@ -6,12 +6,14 @@ the name of the workspace and digests; pixels, latents and weights never pass th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -20,6 +22,7 @@ Result = TypeVar("Result")
 
 OBJECT_STORE_BYTES = 200 * 2**20  # embedded: only names and numbers travel
 LOST_WORKER_RETRIES = 3
+PACKAGES = Path(__file__).resolve().parents[1]  # the folder that holds jobs/, pipeline/ and storage/
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -138,7 +141,7 @@ class Cluster:
     def _stream_once(
         self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share
     ) -> Iterator[Message]:
-        remote = self._remote(_generate, function, share).options(num_returns="streaming")
+        remote = self._remote(_generate, function, share, num_returns="streaming")
         references = self._submit(remote, function, share, args)
         try:
             for reference in references:
@@ -160,10 +163,18 @@ class Cluster:
                 self._ray.shutdown()
             self._ray, self._is_ours = None, False
 
-    def _remote(self, wrapper: Callable[..., Any], function: Callable[..., Any], share: Share) -> Any:
-        # Ray's own retries are off: `map` and `stream` resubmit, so that there is one policy.
-        remote = self._ray.remote(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_retries=0)(wrapper)
-        return remote.options(name=function.__name__)  # what `ps` and the dashboard show of a worker
+    def _remote(
+        self,
+        wrapper: Callable[..., Any],
+        function: Callable[..., Any],
+        share: Share,
+        num_returns: int | str = 1,
+    ) -> Any:
+        return self._ray.remote(num_cpus=share.num_cpus, num_gpus=share.num_gpus)(wrapper).options(
+            name=function.__name__,  # what `ps` and the dashboard show of a worker
+            max_retries=0,  # `map` and `stream` resubmit, so that there is one policy
+            num_returns=num_returns,
+        )
 
     def _submit(self, remote: Any, function: Callable[..., Any], share: Share, args: tuple[Any, ...]) -> Any:
         with self._lock:
@@ -194,12 +205,14 @@ def _connect(address: str) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     embedded: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        **(embedded if address == "local" else {}),
-    )
+    # Ray puts the current folder first on the workers' sys.path: a folder `jobs/` there would hide ours
+    with contextlib.chdir(PACKAGES):
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **(embedded if address == "local" else {}),
+        )
     return ray, True
 
 

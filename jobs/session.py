@@ -103,9 +103,9 @@ def _compute(
 ) -> dict[str, dict[str, Any]]:
     cluster = Cluster(options.address)
     try:
+        cluster.require(_shares(experiment, steps))
         with Board(console) as board, Follower(account, workspace, options.tracking, console) as follower:
             drive = Drive(workspace, cluster, experiment.resources, experiment.name, board, follower.notify)
-            cluster.require(_shares(experiment, steps))
             produced = run([step.node for step in steps], results, drive)
             follower.notify(produced)
             account.commit()
