@@ -116,6 +116,7 @@ class QuantizerSection(Section):
     trellis: Trellis | None = None
     step: Positive = 1.0  # Δ, in units of the latents
     lmbda_q: Annotated[Number, Field(ge=0)] = 0.0  # λ_q / Δ²: weight of a bit in the search
+    centroids: bool = False  # decode to the centroids of the design instead of plain levels
 
     @model_validator(mode="after")
     def _fits(self) -> QuantizerSection:

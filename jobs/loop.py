@@ -79,20 +79,19 @@ def _checkpoint(training: Training, lines: list[str], workspace: Workspace, plac
     """Write a checkpoint whole, then forget all but this attempt's newest two."""
     folder = place.of(place.attempt)
     name = f"{folder}/checkpoint-{training.step:09d}"
-    workspace.put(f"{name}.jsonl", "".join(line + "\n" for line in lines).encode())
-    workspace.put(f"{name}.safetensors", training.to_bytes())
+    workspace.put(f"{name}/metrics.jsonl", "".join(line + "\n" for line in lines).encode())
+    workspace.put(f"{name}/state.safetensors", training.to_bytes())
     mine = [step for step, _ in _checkpoints(workspace, folder)]
     for step in mine[:-KEPT_CHECKPOINTS]:
-        for suffix in ("safetensors", "jsonl"):
-            workspace.delete(f"{folder}/checkpoint-{step:09d}.{suffix}")
+        workspace.delete(f"{folder}/checkpoint-{step:09d}")
 
 
 def _resume(training: Training, workspace: Workspace, place: Place) -> list[str]:
     """Put the newest checkpoint of any attempt back; its metric lines (none for a fresh start)."""
     for _, name in reversed(_checkpoints(workspace, f"attempts/{place.stage}/{place.key}")):
         try:
-            lines = workspace.get(f"{name}.jsonl").decode().splitlines()
-            training.resume(workspace.get(f"{name}.safetensors"))
+            lines = workspace.get(f"{name}/metrics.jsonl").decode().splitlines()
+            training.resume(workspace.get(f"{name}/state.safetensors"))
         except FileNotFoundError:
             continue  # another attempt has just finished and cleared its checkpoints
         return lines
@@ -100,9 +99,9 @@ def _resume(training: Training, workspace: Workspace, place: Place) -> list[str]
 
 
 def _checkpoints(workspace: Workspace, folder: str) -> list[tuple[int, str]]:
-    """(step, name without suffix) of the whole checkpoints below a folder, oldest first."""
+    """(step, name) of the whole checkpoints below a folder, oldest first; the state is written last."""
     found = []
     for name in workspace.list(folder):
-        if match := re.fullmatch(r"(.*/checkpoint-(\d+))\.safetensors", name):
+        if match := re.fullmatch(r"(.*/checkpoint-(\d+))/state\.safetensors", name):
             found.append((int(match[2]), match[1]))
     return sorted(found)

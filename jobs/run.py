@@ -17,7 +17,7 @@ from jobs.cluster import Cluster, Interrupted
 from jobs.experiment import AllResources
 from jobs.plan import Results, Step, input_outputs, resolve
 from jobs.progress import Board, Heartbeat
-from jobs.stage import Node, Task
+from jobs.stage import Node, Outcome, Task
 from storage.errors import StorageFull
 from storage.workspace import Workspace
 
@@ -51,9 +51,10 @@ class Drive:
     resources: AllResources
     experiment: str  # its name, noted in records
     board: Board
-    committed: Callable[[Mapping[str, Record]], None] = lambda results: (
-        None
-    )  # called with all, after each new one
+    # called with all results, after each new one
+    committed: Callable[[Mapping[str, Record]], None] = lambda results: None
+    # called before a step is computed; raises where that must be asked for
+    approve: Callable[[Step], None] = lambda step: None
 
 
 def load_results(workspace: Workspace) -> Results:
@@ -120,27 +121,26 @@ def _ready(
 
 
 def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record:
-    """Compute one node and create its record; the loser of a race adopts the winner's."""
-    node, attempt = step.node, str(uuid.uuid4())
+    """Compute one node and create its record, under an attempt that `status` can see."""
+    node, attempt, clock = step.node, str(uuid.uuid4()), time.monotonic()
+    about = {"attempt": attempt, "instance": node.id, "stage": node.stage, "key": step.key, "started": _now()}
+    about |= {"experiment": drive.experiment, "host": platform.node()}
     place = f"attempts/{node.stage}/{step.key}/{attempt}"
-    started, clock = _now(), time.monotonic()
-    about = {"attempt": attempt, "instance": node.id, "experiment": drive.experiment, "host": platform.node()}
-    drive.workspace.records.create(place, about | {"stage": node.stage, "key": step.key, "started": started})
+    drive.workspace.records.create(place, about)
     row = drive.board.row(node.id)
     heartbeat = Heartbeat(drive.workspace, place, row)
-    inputs = input_outputs(node, produced)
+    task = Task(
+        node=node,
+        key=step.key or "",
+        inputs=input_outputs(node, produced),
+        workspace=drive.workspace,
+        cluster=drive.cluster,
+        resources=getattr(drive.resources, "train" if node.stage == "import" else node.stage),
+        attempt=attempt,
+        progress=row.update,
+        say=lambda line: drive.board.say(f"  {node.id}: {line}"),
+    )
     try:
-        task = Task(
-            node=node,
-            key=step.key or "",
-            inputs=inputs,
-            workspace=drive.workspace,
-            cluster=drive.cluster,
-            resources=getattr(drive.resources, "train" if node.stage == "import" else node.stage),
-            attempt=attempt,
-            progress=row.update,
-            say=lambda line: drive.board.say(f"  {node.id}: {line}"),
-        )
         outcome = import_module(STAGES[node.stage]).compute(task)
     except BaseException as error:
         _note_failure(drive.workspace, f"failures/{node.stage}/{step.key}/{attempt}", about, error)
@@ -148,27 +148,29 @@ def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record
     finally:
         heartbeat.close()
         row.close()
+    seconds = round(time.monotonic() - clock, 3)
+    return _commit(about | {"ended": _now(), "seconds": seconds}, step, task, outcome, drive)
+
+
+def _commit(about: Record, step: Step, task: Task, outcome: Outcome, drive: Drive) -> Record:
+    """Create the result's record; the loser of a race adopts the winner's. Checkpoints have served, and go."""
     record = about | {
         "version": 1,
-        "stage": node.stage,
-        "key": step.key,
-        "axes": dict(node.axes),
+        "axes": dict(step.node.axes),
         "ingredients": step.ingredients,
-        "reads": {name: output["digest"] for name, output in inputs.items()},
+        "reads": {name: output["digest"] for name, output in task.inputs.items()},
         "outputs": outcome.outputs,
         "summary": outcome.summary,
-        "started": started,
-        "ended": _now(),
-        "seconds": round(time.monotonic() - clock, 3),
         "versions": {name: version(name) for name in VERSIONS_OF},
     }
-    name = f"results/{node.stage}/{step.key}"
+    name = f"results/{step.node.stage}/{step.key}"
     if drive.workspace.records.create(name, record):
-        drive.board.say(f"done: {node.id} in {record['seconds']:.1f} s")
-        return record
-    winner = drive.workspace.records.get(name)
-    drive.board.say(f"done: {node.id}: another run was first, its result is taken")
-    return winner or record
+        drive.board.say(f"done: {step.node.id} in {record['seconds']:.1f} s")
+    else:
+        record = drive.workspace.records.get(name) or record
+        drive.board.say(f"done: {step.node.id}: another run was first, its result is taken")
+    drive.workspace.delete(f"attempts/{step.node.stage}/{step.key}")
+    return record
 
 
 def _note_failure(workspace: Workspace, name: str, about: Record, error: BaseException) -> None:

@@ -32,7 +32,8 @@ def design_tables(root: str, settings: dict[str, Any]) -> tuple[Output, dict[str
     """Runs in a worker."""
     from pipeline.quantizers import Settings, design
 
-    tables = design(Settings(**settings))
+    chosen = {name: value for name, value in settings.items() if name != "centroids"}
+    tables = design(Settings(**chosen), centroids=settings["centroids"])
     data = tables.to_bytes()
     blob = Workspace.open(root).blobs.put(data, ".safetensors")
     kilobytes = round(len(data) / 1000, 1)

@@ -5,6 +5,7 @@ obstore hangs for ever in a process forked after its first use: start processes 
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from pathlib import Path
@@ -81,14 +82,17 @@ class Objects:
         return sorted(entry["path"] for chunk in obstore.list(self.store, prefix) for entry in chunk)
 
     def delete(self, prefix: str) -> None:
-        """Delete the folder `prefix` with all below it; no such folder is no error."""
+        """Delete the folder `prefix` with all below it; no such folder is no error.
+
+        What others delete or write in it at the same time may stay.
+        """
         self._check(prefix)
         if self._folder is None:
             obstore.delete(self.store, self.list(prefix))
         else:  # with the empty folders and the hidden leftovers of killed writers
             folder = self._folder / prefix
             if folder.exists():
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, onerror=_unless_others_are_at_it)
 
     def path(self, name: str) -> str:
         """Where an object lies, for people and for tools that open it themselves: a file's path or a URL."""
@@ -100,3 +104,10 @@ class Objects:
             raise ValueError(
                 f"expected an object name of letters, digits, '.', '_', '-' and single '/', found {name!r}"
             )
+
+
+def _unless_others_are_at_it(function: object, path: str, error: tuple[type, BaseException, object]) -> None:
+    """Raise what `rmtree` met, unless another process deleted the object first or wrote one behind its back."""
+    reason = error[1]
+    if not (isinstance(reason, OSError) and reason.errno in (errno.ENOENT, errno.ENOTEMPTY)):
+        raise reason

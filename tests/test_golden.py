@@ -30,7 +30,7 @@ VERSIONS = dict.fromkeys(
 KEYS = {
     "train": "8a098839256612e96235d3721ff33078c79dfa6b85191952fc00d3afe6e29c57",
     "finetune": "436569ea7749ed71619cb7aeb0337cfd956eafe9a2b1628de1909c1a44235133",
-    "tables": "aa6774701e0c78af535d81b83cba49abb84f1ed478b2f074b20b3d1ec257ed4c",
+    "tables": "f5d8405019e1174645ebe02103465fb91949568fa98096b8cf4de0f0fc1b3ca7",
     "set": "3f1e8b8b361c86b0c1b9b1fdef70ed6ac461ad647a8b4f6b08e97e4abf5eb885",
 }
 

@@ -26,7 +26,7 @@ TCQ = Settings("tcq", "vvc8", 0.7, 0.1)
 
 @cache
 def designed(chosen: Settings) -> Tables:
-    return quantizers.design(chosen)
+    return quantizers.design(chosen, centroids=True)
 
 
 def gap_db(tables: Tables, sigma: float, level: int) -> tuple[float, float]:
@@ -189,7 +189,9 @@ def test_counts_replace_a_prior_as_they_grow() -> None:
     tables = midpoint_tables(URQ)
     residual = np.full((1, 100_000), 1.2, np.float32)
     level, context = np.full(residual.shape, 40, np.uint8), np.zeros(residual.shape, np.uint8)
-    counted = retabulate(tables, gather(tables, residual, level, context, np.ones(residual.shape, np.int32)))
+    counted = retabulate(
+        tables, gather(tables, residual, level, context, np.ones(residual.shape, np.int32)), centroids=True
+    )
     K = int(tables.alphabet[40])
     assert counted.frequency_rows(40)[0, K + 1] > 0.99 * TOTAL
     assert counted.reconstruction_rows(40)[0, 1] == pytest.approx(1.2, abs=1e-4)
@@ -235,7 +237,7 @@ def test_design_depends_on_its_seed_alone(monkeypatch: pytest.MonkeyPatch) -> No
 def test_design_beats_midpoints_at_low_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lloyd, "_SCHEDULE", ((6, 4_000),))
     chosen = Settings("rdoq", None, 1.0, 0.3)
-    better = quantizers.design(chosen)
+    better = quantizers.design(chosen, centroids=True)
     for level in (14, 18, 22):
         sigma = float(sigma_levels()[level])
         costs = []
@@ -243,6 +245,14 @@ def test_design_beats_midpoints_at_low_rate(monkeypatch: pytest.MonkeyPatch) -> 
             bits, gap = gap_db(tables, sigma, level)
             costs.append(sigma**2 * 2 ** (-2 * bits) * 10 ** (gap / 10) + 0.3 * bits)
         assert costs[0] < costs[1]
+
+
+def test_points_stay_on_the_lattice_unless_centroids_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lloyd, "_SCHEDULE", ((2, 500),))
+    plain, plainest = quantizers.design(TCQ), midpoint_tables(TCQ)
+    assert np.array_equal(plain.reconstruction, plainest.reconstruction)
+    assert not np.array_equal(plain.frequencies, plainest.frequencies)
+    assert not np.array_equal(quantizers.design(TCQ, centroids=True).reconstruction, plain.reconstruction)
 
 
 def test_design_of_urq_is_the_gaussian() -> None:

@@ -60,9 +60,15 @@ def settings(
     return chosen
 
 
-def design(settings: Settings, seed: int = 0) -> Tables:
-    """Tables for Gaussian residuals; seconds. Equal for equal arguments on one platform. Raises as `settings` does."""
-    return design_tables(_of(settings), settings, seed)
+def design(settings: Settings, seed: int = 0, *, centroids: bool = False) -> Tables:
+    """Tables for Gaussian residuals; seconds. Equal for equal arguments on one platform. Raises as `settings` does.
+
+    Args:
+        centroids: decode to the centroids of the design, which is right for a source, instead of to the plain levels.
+            A decoder trained on noisy latents has learnt to move what it gets towards what is likely: centroids do it
+            twice, and cost 0.3 dB of the picture on Kodak while the latents' MSE falls by a tenth.
+    """
+    return design_tables(_of(settings), settings, seed, centroids)
 
 
 def quantize(

@@ -86,8 +86,14 @@ def gather(
     )
 
 
-def retabulate(prior: Tables, statistics: Statistics, weight: float = _PRIOR_WEIGHT) -> Tables:
-    """Tables of counted frequencies and centroids, `prior`'s as if each row had seen `weight` samples a symbol more."""
+def retabulate(
+    prior: Tables, statistics: Statistics, *, centroids: bool, weight: float = _PRIOR_WEIGHT
+) -> Tables:
+    """Tables of counted frequencies, `prior`'s as if each row had seen `weight` samples a symbol more.
+
+    Args:
+        centroids: move the reconstruction points to the centroids, with the same weight; else they are `prior`'s.
+    """
     frequencies, reconstruction = [], []
     for level in range(SIGMA_LEVELS):
         known = prior.frequency_rows(level) - 1.0  # less the 1 that every symbol gets in any case
@@ -95,6 +101,9 @@ def retabulate(prior: Tables, statistics: Statistics, weight: float = _PRIOR_WEI
         symbols = known.shape[1]
         frequencies.append(integer_frequencies(counts + weight * symbols / (TOTAL - symbols) * known))
         points = prior.reconstruction_rows(level).astype(np.float64)
+        if not centroids:
+            reconstruction.append(points.astype(np.float32))
+            continue
         uses = _rows(statistics.uses, prior.reconstruction_start, level, points.shape)
         sums = _rows(statistics.sums, prior.reconstruction_start, level, points.shape)
         points = (sums + weight * points) / (uses + weight)
@@ -113,19 +122,24 @@ _Costed = tuple[npt.NDArray[np.float64], Tables]
 """J = D/Δ² + (λ_q/Δ²)·bits a sample of each σ level, float64 [L], and the tables that had it."""
 
 
-def design_tables(quantizer: Quantizer, settings: Settings, seed: int) -> Tables:
+def design_tables(quantizer: Quantizer, settings: Settings, seed: int, centroids: bool) -> Tables:
     """Lloyd's algorithm from several starts; each σ level keeps the tables that had the lowest J."""
     prior = midpoint_tables(settings)
     candidates = [midpoint_tables(settings, width) for width in _STARTS]
     for rounds, count in _SCHEDULE:
         unit = _unit_samples(count, seed)
-        runs = [_lloyd(quantizer, start, prior, unit, rounds) for start in candidates]
+        runs = [_lloyd(quantizer, start, prior, unit, rounds, centroids) for start in candidates]
         candidates = [_lowest([costed for run in runs for costed in run])]
     return candidates[0]
 
 
 def _lloyd(
-    quantizer: Quantizer, tables: Tables, prior: Tables, unit: npt.NDArray[np.float64], rounds: int
+    quantizer: Quantizer,
+    tables: Tables,
+    prior: Tables,
+    unit: npt.NDArray[np.float64],
+    rounds: int,
+    centroids: bool,
 ) -> list[_Costed]:
     """All tables on the way, with their costs on N(0, σ²) samples σ·`unit`; level l is channel l."""
     settings, history = tables.settings, []
@@ -139,7 +153,7 @@ def _lloyd(
         distortion = np.square(error_CT, dtype=np.float64).mean(-1) / settings.step**2
         history.append((distortion + settings.lmbda_q * bits, tables))
         statistics = gather(tables, residual_CT, sigma_index_CT, contexts_CT, indices_CT)
-        following = retabulate(prior, statistics)
+        following = retabulate(prior, statistics, centroids=centroids)
         if following.digest == tables.digest:  # urq, whose search asks no tables, is done at once
             break
         tables = following
