@@ -16,7 +16,9 @@ from storage.errors import StorageError
 
 app = typer.Typer(
     name="retrellis",
-    help="Train a learned image codec, quantize its training latents for real, retrain the decoder on them.",
+    help="Train a learned image codec, quantize its training latents for real, retrain the decoder on them.\n\n"
+    "One file describes an experiment (docs/experiment.md, experiments/kodak.yaml); `plan` says what it would do, "
+    "`run` does it, and a second `run` reuses what the first one made. All results lie in one workspace.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,7 +36,8 @@ SetOption = Annotated[
 OnlyOption = Annotated[
     str | None,
     typer.Option(
-        metavar="AXIS=VALUE,…", help="only instances with these values, as in lmbda=0.013,quantizer=tcq8"
+        metavar="AXIS=VALUE,…",
+        help="only instances with these values, as in lmbda=0.013,quantizer=tcq8; axes: lmbda, quantizer, arm, seed",
     ),
 ]
 WorkspaceOption = Annotated[
@@ -43,7 +46,9 @@ WorkspaceOption = Annotated[
 ]
 AddressOption = Annotated[
     str | None,
-    typer.Option(help="a Ray cluster's address; else RAY_ADDRESS, else Ray inside this process"),
+    typer.Option(
+        help="a Ray cluster's address, 'auto' on its nodes; else RAY_ADDRESS, else Ray inside this process"
+    ),
 ]
 TrackingOption = Annotated[
     str | None,
@@ -52,7 +57,11 @@ TrackingOption = Annotated[
     ),
 ]
 RetrainOption = Annotated[
-    bool, typer.Option("--retrain", help="train again where settings of a trained codec changed")
+    bool,
+    typer.Option(
+        "--retrain",
+        help="train again where a codec of this experiment was trained with other settings or images",
+    ),
 ]
 RehashOption = Annotated[
     bool, typer.Option("--rehash", help="read every image file, distrusting size and time")
@@ -136,17 +145,17 @@ def _stage_command(stage: str | None, help_text: str) -> Any:
     return command
 
 
-REUSE = "What records hold already is reused; what it reads is computed first where it is missing."
+REUSE = "Reuses what the workspace has; what is read is computed first where it is missing."
 STAGE_HELP = {
-    "ingest": "Read folders of images into shards of canonical pixels.",
-    "train": "Train the base codec, one per λ.",
-    "tables": "Design the quantizers' tables.",
-    "quantize": "Quantize the latents of the training images with the real quantizers.",
-    "finetune": "Retrain the decoder side on quantized latents, and its controls.",
-    "evaluate": "Quantize, decode and measure the test images with every arm.",
-    "report": "Draw tables, plots and crops.",
+    "ingest": "Read images into the workspace.\n\nFolders become shards of canonical pixels.",
+    "train": "Train the base codec, one per λ.\n\nA training that was stopped goes on from its last checkpoint.",
+    "tables": "Design the quantizers' tables.\n\nThey drive search, rate and reconstruction alike.",
+    "quantize": "Quantize training latents for real.\n\nOnly images that the set lacks; one Ray task per some images.",
+    "finetune": "Retrain the decoder side on the latents.\n\nAnd the controls, on noise and on rounding.",
+    "evaluate": "Measure every arm on the test images.\n\nQuantizes, decodes, and gives bpp, PSNR and MS-SSIM.",
+    "report": "Draw tables, plots and crops.\n\nThe files lie in reports/ in the workspace.",
 }
-app.command("run")(_stage_command(None, f"Run a whole experiment. {REUSE}"))
+app.command("run")(_stage_command(None, f"Run a whole experiment.\n\n{REUSE}"))
 for _stage, _text in STAGE_HELP.items():
     app.command(_stage)(_stage_command(_stage, f"{_text} {REUSE}"))
 
@@ -159,7 +168,11 @@ def plan(
     workspace: WorkspaceOption = None,
     rehash: RehashOption = False,
 ) -> None:
-    """Show what `run` would reuse or compute, why, and how much. Computes nothing."""
+    """Show what `run` would do, and why.
+
+    For each stage instance: reuse or compute, how much, and which ingredient differs from the nearest record.
+    Computes nothing.
+    """
     from jobs.session import Options, show_plan
 
     show_plan(
@@ -174,12 +187,14 @@ def import_codec(
     ],
     lmbda: Annotated[float, typer.Option(help="the λ it was trained for")],
     workspace: WorkspaceOption = None,
-    tracking_uri: TrackingOption = None,
 ) -> None:
-    """Take a trained codec into the workspace and print the line that names it in an experiment file."""
+    """Take a trained codec into the workspace.
+
+    Prints the line that stands in place of `train:` in an experiment file; name its training images under `latents:`.
+    """
     from jobs.session import Options, import_checkpoint
 
-    options = Options(_workspace(workspace), tracking=_tracking(tracking_uri))
+    options = Options(_workspace(workspace))
     digest = import_checkpoint(str(file.resolve()), lmbda, options, console)["outputs"]["codec"]["digest"]
     console.print(f"codec: {{digest: {digest}, lmbda: {lmbda:g}}}", markup=False, highlight=False)
 
@@ -190,7 +205,10 @@ def export_codec(
     file: Annotated[Path, typer.Argument(help="the .pth to write, for CompressAI's MeanScaleHyperprior")],
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write a codec as a state dict that CompressAI loads."""
+    """Write a codec for CompressAI.
+
+    The file holds the state dict of its MeanScaleHyperprior, coding tables included.
+    """
     from jobs.import_codec import export_file
 
     console.print(f"wrote {export_file(_workspace(workspace), codec, file)}", markup=False, highlight=False)
@@ -201,7 +219,10 @@ def status(
     workspace: WorkspaceOption = None,
     follow: Annotated[bool, typer.Option("--follow", help="look again every 2 seconds until Ctrl-C")] = False,
 ) -> None:
-    """What ran, runs and failed, from the records; also while a run goes on elsewhere."""
+    """Show what ran, runs and failed.
+
+    From the workspace alone, so also from another terminal while a run goes on.
+    """
     from jobs.status import show
 
     show(_workspace(workspace), follow, console)
@@ -209,7 +230,10 @@ def status(
 
 @app.command()
 def sync(workspace: WorkspaceOption = None, tracking_uri: TrackingOption = None) -> None:
-    """Bring MLflow up to the records, after it was away or into another server."""
+    """Bring MLflow up to the workspace.
+
+    After MLflow was away, or to show everything in another server (--tracking-uri).
+    """
     from jobs.lineage import synchronise
 
     synchronise(_workspace(workspace), _tracking(tracking_uri), console)
@@ -218,9 +242,12 @@ def sync(workspace: WorkspaceOption = None, tracking_uri: TrackingOption = None)
 @app.command()
 def ui(
     workspace: WorkspaceOption = None,
-    port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
+    port: Annotated[int, typer.Option(help="of the page on 127.0.0.1")] = 5000,
 ) -> None:
-    """Open the MLflow UI over the workspace, on loopback only, until Ctrl-C."""
+    """Open the MLflow UI over the workspace.
+
+    On 127.0.0.1 only, until Ctrl-C. Runs are under "Training runs"; their descriptions link inputs and uses.
+    """
     from jobs.lineage import synchronise
     from storage.lineage import ui_command
 

@@ -122,6 +122,7 @@ def _ready(
 
 def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record:
     """Compute one node and create its record, under an attempt that `status` can see."""
+    drive.approve(step)
     node, attempt, clock = step.node, str(uuid.uuid4()), time.monotonic()
     about = {"attempt": attempt, "instance": node.id, "stage": node.stage, "key": step.key, "started": _now()}
     about |= {"experiment": drive.experiment, "host": platform.node()}

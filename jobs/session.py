@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -60,12 +61,13 @@ def execute(experiment: Experiment, options: Options, console: Console) -> dict[
     steps, results = _plan(experiment, options, workspace)
     todo = [step for step in steps if not step.record]
     _say_short(steps, todo, workspace, console)
-    if not options.retrain:
-        _refuse_retraining(experiment, todo, results)
+    approve = (lambda step: None) if options.retrain else partial(_refuse_retraining, experiment, results)
+    for step in todo:
+        approve(step)
     account = Account(workspace, experiment, steps)
     produced = {step.node.id: step.record for step in steps if step.record}
     if todo:
-        produced = _compute(experiment, options, workspace, steps, results, account, console)
+        produced = _compute(experiment, options, workspace, steps, results, account, approve, console)
     else:
         account.results = produced
         if account.commit():  # what is reused stands under a new experiment: MLflow shows it there too
@@ -99,13 +101,16 @@ def _compute(
     steps: list[Step],
     results: Results,
     account: Account,
+    approve: Callable[[Step], None],
     console: Console,
 ) -> dict[str, dict[str, Any]]:
     cluster = Cluster(options.address)
     try:
         cluster.require(_shares(experiment, steps))
         with Board(console) as board, Follower(account, workspace, options.tracking, console) as follower:
-            drive = Drive(workspace, cluster, experiment.resources, experiment.name, board, follower.notify)
+            drive = Drive(
+                workspace, cluster, experiment.resources, experiment.name, board, follower.notify, approve
+            )
             produced = run([step.node for step in steps], results, drive)
             follower.notify(produced)
             account.commit()
@@ -135,18 +140,20 @@ def _say_short(steps: list[Step], todo: list[Step], workspace: Workspace, consol
             console.print(line, markup=False, highlight=False)
 
 
-def _refuse_retraining(experiment: Experiment, todo: list[Step], results: Results) -> None:
-    """Stop where a codec of this experiment and λ exists and would be trained anew with other ingredients."""
-    for step in todo:
-        if step.node.stage != "train" or step.key is None:
-            continue
-        for old in results.get("train", {}).values():
-            if old["experiment"] == experiment.name and old["axes"] == dict(step.node.axes):
-                raise WouldRetrain(
-                    f"{step.node.id} has been trained before in experiment {experiment.name!r} "
-                    f"({old['seconds']:.0f} s, ended {old['ended']}), and now {step.why}. To train it again, add "
-                    "--retrain; to keep the old one, undo the change (images under `latents.images` need no retraining)"
-                )
+def _refuse_retraining(experiment: Experiment, results: Results, step: Step) -> None:
+    """Stop where a codec of this experiment and λ exists and would be trained anew with other ingredients.
+
+    Asked before a run, and again before a training starts: its images may first have to be read.
+    """
+    if step.node.stage != "train" or step.key is None:
+        return
+    for old in results.get("train", {}).values():
+        if old["experiment"] == experiment.name and old["axes"] == dict(step.node.axes):
+            raise WouldRetrain(
+                f"{step.node.id} has been trained before in experiment {experiment.name!r} "
+                f"({old['seconds']:.0f} s, ended {old['ended']}), and now {step.why}. To train it again, add "
+                "--retrain; to keep the old one, undo the change (images under `latents.images` need no retraining)"
+            )
 
 
 def _amount(step: Step, steps: list[Step], workspace: Workspace) -> str:
