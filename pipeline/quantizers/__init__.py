@@ -66,7 +66,8 @@ def design(settings: Settings, seed: int = 0, *, centroids: bool = False) -> Tab
     Args:
         centroids: decode to the centroids of the design, which is right for a source, instead of to the plain levels.
             A decoder trained on noisy latents has learnt to move what it gets towards what is likely: centroids do it
-            twice, and cost 0.3 dB of the picture on Kodak while the latents' MSE falls by a tenth.
+            twice, and cost 0.2–0.4 dB of the picture although the latents' MSE falls
+            (benchmarks/reconstruction_points.txt).
     """
     return design_tables(_of(settings), settings, seed, centroids)
 
