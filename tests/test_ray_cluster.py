@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.autoscaler._private.util import prepare_config, validate_config
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
@@ -15,8 +16,6 @@ def config() -> dict[str, Any]:
 
 
 def test_ray_accepts_it(config: dict[str, Any]) -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
     prepared = prepare_config(config)
     validate_config(prepared)
     # Ray fills in its own start commands, with a bare `ray stop`, where a key of ours is misspelt.
