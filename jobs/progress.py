@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -16,6 +19,7 @@ from storage.workspace import Workspace
 
 LINE_EVERY_S = 5.0  # without a terminal
 BEAT_EVERY_S = 2.0  # how often a running stage says in the workspace that it is alive
+DEAD_AFTER_S = 5 * BEAT_EVERY_S  # without a beat
 
 
 class Board:
@@ -78,6 +82,20 @@ class Row:
 
     def close(self) -> None:
         self.board._close(self)
+
+
+def read_beat(workspace: Workspace, place: str) -> dict[str, Any] | None:
+    """An attempt's last sign of life, if any: `time` (seconds since 1970), `done`, `total`, `text`."""
+    try:
+        beat: dict[str, Any] = json.loads(workspace.get(f"{place}/progress.json"))
+    except FileNotFoundError:
+        return None
+    return beat
+
+
+def is_alive(beat: Mapping[str, Any] | None) -> bool:
+    """Whether an attempt with this last sign of life still runs."""
+    return beat is not None and time.time() - beat["time"] < DEAD_AFTER_S
 
 
 class Heartbeat:

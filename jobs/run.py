@@ -16,7 +16,7 @@ from typing import Any
 from jobs.cluster import Cluster, Interrupted
 from jobs.experiment import AllResources
 from jobs.plan import Results, Step, input_outputs, resolve
-from jobs.progress import Board, Heartbeat
+from jobs.progress import Board, Heartbeat, is_alive, read_beat
 from jobs.stage import Node, Outcome, Task
 from storage.errors import StorageFull
 from storage.workspace import Workspace
@@ -170,8 +170,15 @@ def _commit(about: Record, step: Step, task: Task, outcome: Outcome, drive: Driv
     else:
         record = drive.workspace.records.get(name) or record
         drive.board.say(f"done: {step.node.id}: another run was first, its result is taken")
-    drive.workspace.delete(f"attempts/{step.node.stage}/{step.key}")
+    _clear(drive.workspace, f"attempts/{step.node.stage}/{step.key}", task.attempt)
     return record
+
+
+def _clear(workspace: Workspace, place: str, own: str) -> None:
+    """Delete the unfinished work of this attempt and of dead ones; one that lives still writes, and clears its own."""
+    for attempt in {name.removeprefix(f"{place}/").partition("/")[0] for name in workspace.list(place)}:
+        if attempt == own or not is_alive(read_beat(workspace, f"{place}/{attempt}")):
+            workspace.delete(f"{place}/{attempt}")
 
 
 def _note_failure(workspace: Workspace, name: str, about: Record, error: BaseException) -> None:

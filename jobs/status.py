@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -10,10 +9,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from jobs.progress import BEAT_EVERY_S
+from jobs.progress import BEAT_EVERY_S, is_alive, read_beat
 from storage.workspace import Workspace
-
-DEAD_AFTER_S = 5 * BEAT_EVERY_S  # without a heartbeat
 
 
 def show(root: str, follow: bool, console: Console) -> None:
@@ -55,15 +52,14 @@ def _row(
     if failure := failures.get(attempt["attempt"]):
         state = "stopped" if failure["interrupted"] else "failed"
         return row | {"state": state, "detail": failure["error"].splitlines()[0]}
-    try:
-        name = f"attempts/{attempt['stage']}/{attempt['key']}/{attempt['attempt']}/progress.json"
-        beat = json.loads(workspace.get(name))
-    except FileNotFoundError:
+    beat = read_beat(workspace, f"attempts/{attempt['stage']}/{attempt['key']}/{attempt['attempt']}")
+    if beat is None:
         return row | {"state": "stopped", "detail": "no sign of life"}
+    detail = f"{beat['done']}/{beat['total']} {beat['text']}"
+    if is_alive(beat):
+        return row | {"state": "running", "detail": detail}
     silent = time.time() - beat["time"]
-    state = "running" if silent < DEAD_AFTER_S else "stopped"
-    tail = "" if state == "running" else f"; last sign of life {silent:.0f} s ago"
-    return row | {"state": state, "detail": f"{beat['done']}/{beat['total']} {beat['text']}{tail}"}
+    return row | {"state": "stopped", "detail": f"{detail}; last sign of life {silent:.0f} s ago"}
 
 
 def _table(workspace: Workspace) -> Table:

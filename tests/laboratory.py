@@ -140,7 +140,7 @@ class Lab:
         return scores
 
     def checkpoints(self) -> list[str]:
-        return [name for name in self.workspace.list("attempts") if name.endswith(".safetensors")]
+        return [name for name in self.workspace.list("attempts") if name.endswith("/state.safetensors")]
 
     def parts(self) -> list[str]:
         return [name for name in self.workspace.records.list("latents") if "/parts/" in name]
