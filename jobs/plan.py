@@ -307,7 +307,8 @@ def _report_node(experiment: Experiment, scores: list[Node], images: Node) -> No
     inputs["images"] = Input(images.id, "images")
     arms = {name: {"parts": arm.parts, "latents": arm.latents} for name, arm in experiment.arms.items()}
     axes = {node.id: dict(node.axes) for node in scores}
-    return Node("report", {"experiment": experiment.name}, {"arms": arms, "scores": axes}, inputs)
+    settings = {"title": experiment.name, "arms": arms, "scores": axes}
+    return Node("report", {"experiment": experiment.name}, settings, inputs)
 
 
 def _flat(ingredients: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

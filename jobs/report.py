@@ -41,8 +41,7 @@ def compute(task: Task) -> Outcome:
         {"scores": task.inputs[name]["blob"], **{"seed": None} | axes[name], **arms[axes[name]["arm"]]}
         for name in axes
     ]
-    name = task.node.axes["experiment"]
-    args = (task.workspace.root, name, entries, task.inputs["images"]["blob"])
+    args = (task.workspace.root, task.node.settings["title"], entries, task.inputs["images"]["blob"])
     files, table = task.cluster.run(make_report, args, task.share)
     output = {"kind": "report", "digest": digest(files), "files": files, "note": {}}
     return Outcome({"report": output}, {"arms": len(table)})
