@@ -19,7 +19,7 @@ from typing import Any
 from jobs import ingest
 from jobs.experiment import Arm, Experiment, ExperimentError, Images, Section
 from jobs.stage import Input, Node, Output
-from storage.keys import digest, sha256
+from storage.keys import digest, flatten, sha256
 
 # Bumped by hand whenever a stage computes something else from the same ingredients; golden outputs in
 # tests/test_golden.py fail when that is forgotten.
@@ -129,10 +129,10 @@ def input_outputs(node: Node, done: Mapping[str, dict[str, Any]]) -> dict[str, O
 
 def explain(ingredients: Mapping[str, Any], records: Iterable[dict[str, Any]]) -> str:
     """Which ingredients differ from those of the nearest record of the same stage."""
-    mine = _flat(ingredients)
+    mine = flatten(ingredients)
     nearest: dict[str, tuple[Any, Any]] | None = None
     for record in records:
-        theirs = _flat(record["ingredients"])
+        theirs = flatten(record["ingredients"])
         absent = object()
         differing = {
             name: (theirs.get(name, absent), mine.get(name, absent))
@@ -309,16 +309,6 @@ def _report_node(experiment: Experiment, scores: list[Node], images: Node) -> No
     axes = {node.id: dict(node.axes) for node in scores}
     settings = {"title": experiment.name, "arms": arms, "scores": axes}
     return Node("report", {"experiment": experiment.name}, settings, inputs)
-
-
-def _flat(ingredients: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in ingredients.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _short(value: Any) -> str:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from typing import Any
 
 from rich.console import Console
 
 from jobs import report
-from jobs.cluster import Cluster, Share
+from jobs.cluster import Cluster
 from jobs.experiment import AllResources, Experiment
 from jobs.lineage import Account, Follower
 from jobs.plan import Results, Step, expand, import_node, input_outputs, resolve, select
@@ -41,14 +40,7 @@ class Options:
 
 def show_plan(experiment: Experiment, options: Options, console: Console) -> None:
     """Print, for each stage instance, reuse or compute, why, and how much."""
-    workspace = Workspace.open(options.workspace)
-    steps, _ = _plan(experiment, options, workspace)
-    width = max(len(step.node.id) for step in steps)
-    for step in steps:
-        detail = _made(step) if step.record else f"{_amount(step, steps, workspace)}; {step.why}"
-        console.print(f"{step.action:8}{step.node.id:{width}}  {detail}", markup=False, highlight=False)
-    counts = Counter(step.action for step in steps)
-    console.print(f"{counts['reuse']} to reuse, {counts['compute']} to compute", highlight=False)
+    Session(experiment, options, console).show_plan()
 
 
 def execute(experiment: Experiment, options: Options, console: Console) -> dict[str, dict[str, Any]]:
@@ -57,26 +49,92 @@ def execute(experiment: Experiment, options: Options, console: Console) -> dict[
     Raises:
         WouldRetrain, RunFailed, ExperimentError, StorageError.
     """
-    workspace = Workspace.open(options.workspace)
-    steps, results = _plan(experiment, options, workspace)
-    todo = [step for step in steps if not step.record]
-    _say_short(steps, todo, workspace, console)
-    approve = (lambda step: None) if options.retrain else partial(_refuse_retraining, experiment, results)
-    for step in todo:
-        approve(step)
-    account = Account(workspace, experiment, steps)
-    produced = {step.node.id: step.record for step in steps if step.record}
-    if todo:
-        produced = _compute(experiment, options, workspace, steps, results, account, approve, console)
-    else:
-        account.results = produced
-        if account.commit():  # what is reused stands under a new experiment: MLflow shows it there too
-            with Follower(account, workspace, options.tracking, console) as follower:
+    return Session(experiment, options, console).execute()
+
+
+class Session:
+    """An experiment in the light of a workspace's records."""
+
+    def __init__(self, experiment: Experiment, options: Options, console: Console) -> None:
+        self.experiment, self.options, self.console = experiment, options, console
+        self.workspace = Workspace.open(options.workspace)
+        self.results = load_results(self.workspace)
+        self.steps = resolve(
+            select(expand(experiment, options.rehash), options.stage, options.only), self.results
+        )
+        self.todo = [step for step in self.steps if not step.record]
+
+    def show_plan(self) -> None:
+        """What `execute` would do, instance by instance."""
+        width = max(len(step.node.id) for step in self.steps)
+        for step in self.steps:
+            detail = _made(step) if step.record else f"{self._amount(step)}; {step.why}"
+            self._say(f"{step.action:8}{step.node.id:{width}}  {detail}")
+        self._say(f"{len(self.steps) - len(self.todo)} to reuse, {len(self.todo)} to compute")
+
+    def execute(self) -> dict[str, dict[str, Any]]:
+        """Compute what is missing, then show the reports; all records by node id."""
+        self._say_short()
+        for step in self.todo:
+            self._approve(step)
+        account = Account(self.workspace, self.experiment, self.steps)
+        produced = {step.node.id: step.record for step in self.steps if step.record}
+        if self.todo:
+            produced = self._compute(account)
+        else:
+            account.results = produced
+            if account.commit():  # what is reused stands under a new experiment: MLflow shows it there too
+                with Follower(account, self.workspace, self.options.tracking, self.console) as follower:
+                    follower.notify(produced)
+        for label, record in produced.items():
+            if record["stage"] == "report":
+                report.show(self.workspace, label, record, self.console)
+        return produced
+
+    def _compute(self, account: Account) -> dict[str, dict[str, Any]]:
+        cluster = Cluster(self.options.address)
+        resources, name = self.experiment.resources, self.experiment.name
+        # An import runs in this process
+        stages = {step.node.stage for step in self.todo} - {"import"}
+        try:
+            cluster.require({stage: share(getattr(resources, stage)) for stage in sorted(stages)})
+            with (
+                Board(self.console) as board,
+                Follower(account, self.workspace, self.options.tracking, self.console) as follower,
+            ):
+                drive = Drive(self.workspace, cluster, resources, name, board, follower.notify, self._approve)
+                produced = run([step.node for step in self.steps], self.results, drive)
                 follower.notify(produced)
-    for node, record in produced.items():
-        if record["stage"] == "report":
-            report.show(workspace, node, record, console)
-    return produced
+                account.commit()
+        finally:
+            cluster.stop()
+        return produced
+
+    def _approve(self, step: Step) -> None:
+        """Asked before a run, and again before a training starts: its images may first have to be read."""
+        if not self.options.retrain:
+            _refuse_retraining(self.experiment, self.results, step)
+
+    def _say_short(self) -> None:
+        """The plan as `run` prints it: what is reused, what is computed, and why where that is known yet."""
+        for action in ("reuse", "compute"):
+            counts = Counter(step.node.stage for step in self.steps if step.action == action)
+            if counts:
+                self._say(f"{action}: " + ", ".join(f"{count} {stage}" for stage, count in counts.items()))
+        if not self.todo:
+            self._say("nothing to compute: no training step, no image quantized")
+        for step in self.todo:
+            if step.key:
+                self._say(f"  {step.node.id}: {self._amount(step)}; {step.why}")
+
+    def _amount(self, step: Step) -> str:
+        done = {other.node.id: other.record for other in self.steps if other.record}
+        inputs = input_outputs(step.node, done) if step.key else None
+        text: str = import_module(STAGES[step.node.stage]).amount(step.node, inputs, self.workspace)
+        return text
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False)
 
 
 def import_checkpoint(file: str, lmbda: float, options: Options, console: Console) -> dict[str, Any]:
@@ -88,63 +146,8 @@ def import_checkpoint(file: str, lmbda: float, options: Options, console: Consol
         return run([node], load_results(workspace), drive)[node.id]
 
 
-def _plan(experiment: Experiment, options: Options, workspace: Workspace) -> tuple[list[Step], Results]:
-    nodes = select(expand(experiment, options.rehash), options.stage, options.only)
-    results = load_results(workspace)
-    return resolve(nodes, results), results
-
-
-def _compute(
-    experiment: Experiment,
-    options: Options,
-    workspace: Workspace,
-    steps: list[Step],
-    results: Results,
-    account: Account,
-    approve: Callable[[Step], None],
-    console: Console,
-) -> dict[str, dict[str, Any]]:
-    cluster = Cluster(options.address)
-    try:
-        cluster.require(_shares(experiment, steps))
-        with Board(console) as board, Follower(account, workspace, options.tracking, console) as follower:
-            drive = Drive(
-                workspace, cluster, experiment.resources, experiment.name, board, follower.notify, approve
-            )
-            produced = run([step.node for step in steps], results, drive)
-            follower.notify(produced)
-            account.commit()
-    finally:
-        cluster.stop()
-    return produced
-
-
-def _shares(experiment: Experiment, steps: list[Step]) -> dict[str, Share]:
-    """What the tasks of each stage with work to do occupy; an import runs in this process."""
-    stages = dict.fromkeys(step.node.stage for step in steps if not step.record)
-    return {stage: share(getattr(experiment.resources, stage)) for stage in stages if stage != "import"}
-
-
-def _say_short(steps: list[Step], todo: list[Step], workspace: Workspace, console: Console) -> None:
-    """The plan in short, as `run` prints it: what is reused, what is computed, and why where that is known yet."""
-    for action in ("reuse", "compute"):
-        counts = Counter(step.node.stage for step in steps if step.action == action)
-        if counts:
-            listed = ", ".join(f"{count} {stage}" for stage, count in counts.items())
-            console.print(f"{action}: {listed}", highlight=False)
-    if not todo:
-        console.print("nothing to compute: no training step, no image quantized", highlight=False)
-    for step in todo:
-        if step.key:
-            line = f"  {step.node.id}: {_amount(step, steps, workspace)}; {step.why}"
-            console.print(line, markup=False, highlight=False)
-
-
 def _refuse_retraining(experiment: Experiment, results: Results, step: Step) -> None:
-    """Stop where a codec of this experiment and λ exists and would be trained anew with other ingredients.
-
-    Asked before a run, and again before a training starts: its images may first have to be read.
-    """
+    """Stop where a codec of this experiment and λ exists and would be trained anew with other ingredients."""
     if step.node.stage != "train" or step.key is None:
         return
     for old in results.get("train", {}).values():
@@ -154,13 +157,6 @@ def _refuse_retraining(experiment: Experiment, results: Results, step: Step) -> 
                 f"({old['seconds']:.0f} s, ended {old['ended']}), and now {step.why}. To train it again, add "
                 "--retrain; to keep the old one, undo the change (images under `latents.images` need no retraining)"
             )
-
-
-def _amount(step: Step, steps: list[Step], workspace: Workspace) -> str:
-    done = {other.node.id: other.record for other in steps if other.record}
-    inputs = input_outputs(step.node, done) if step.key else None
-    text: str = import_module(STAGES[step.node.stage]).amount(step.node, inputs, workspace)
-    return text
 
 
 def _made(step: Step) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
-from storage.lineage.graph import Graph, Output, Result, flatten
+from storage.keys import flatten
+from storage.lineage.graph import Graph, Output, Result
 
 MODEL_KINDS = frozenset({"codec", "latents"})
 _FILE_NAMES = {"codec": ".safetensors", "tables": ".safetensors", "scores": ".json", "images": ".json"}

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from storage.errors import StorageError
+from storage.keys import flatten
 
 # A codec is also known by the digests of its encoder side: latents name those, not the whole codec.
 _CODEC_ALIASES = ("grid", "rate")
@@ -135,17 +136,6 @@ class Graph:
                     if instance.reused == reused and instance.result_id in self.results:
                         owner.setdefault(instance.result_id, experiment.id)
         return owner
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, names joined by dots: {"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def output_id(result: Result, output: Output) -> str:

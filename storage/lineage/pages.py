@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage.lineage.graph import Experiment, Graph, Output, Result, flatten, output_id
+from storage.keys import flatten
+from storage.lineage.graph import Experiment, Graph, Output, Result, output_id
 
 # MLflow cuts a tag's value at 8000 characters, and a description is a tag.
 LIMIT = 7900
