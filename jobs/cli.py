@@ -66,6 +66,7 @@ RetrainOption = Annotated[
 RehashOption = Annotated[
     bool, typer.Option("--rehash", help="read every image file, distrusting size and time")
 ]
+INTERRUPTED = 130  # what Typer gives back after Ctrl-C
 
 
 def main() -> None:
@@ -73,24 +74,19 @@ def main() -> None:
     from jobs.run import RunFailed
 
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted: what finished is kept, and the same command goes on from there", file=sys.stderr
-        )
-        sys.exit(130)
+        code = app(standalone_mode=False)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors
-            print(f"retrellis: {error.format_message()}", file=sys.stderr)
+            text = error.format_message()
+            print(text if text.startswith("Usage:") else f"retrellis: {text}", file=sys.stderr)
             sys.exit(2)
         if not isinstance(error, (ExperimentError, StorageError, RunFailed, ValueError, OSError)):
             raise
         print(f"retrellis: {error}", file=sys.stderr)
         sys.exit(1)
+    if code == INTERRUPTED:
+        print("interrupted: what finished is kept, and the same command goes on from there", file=sys.stderr)
+    sys.exit(code)
 
 
 def _workspace(option: str | None) -> str:

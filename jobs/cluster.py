@@ -196,7 +196,10 @@ class Cluster:
 
 
 def _connect(address: str) -> tuple[Any, bool]:
-    """Ray, and whether this call has connected it."""
+    """Ray, and whether this call has connected it.
+
+    When this process is killed, its embedded Ray ends within seconds, but for two idle agents that take a minute.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about num_gpus=0
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads cost two thirds on a busy machine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +20,10 @@ def show(root: str, follow: bool, console: Console) -> None:
     if not follow:
         console.print(_table(workspace))
         return
-    with Live(_table(workspace), console=console, refresh_per_second=1) as live:
+    with (
+        suppress(KeyboardInterrupt),  # the way to end it
+        Live(_table(workspace), console=console, refresh_per_second=1) as live,
+    ):
         while True:
             time.sleep(BEAT_EVERY_S)
             live.update(_table(workspace))

@@ -40,7 +40,7 @@ def reference(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Lab
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 512 KiB, mounted for the test (which takes root)."""
+    """A file system of 512 KiB, mounted for the test (which takes root); `laboratory.resize` makes room."""
     folder = tmp_path / "small_disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]

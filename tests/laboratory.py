@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import photos
+import psutil
 from rich.console import Console
 
 from jobs import experiment
@@ -178,6 +179,23 @@ def wait_until(
         assert going_on(), f"ended before {what}:\n{text()}"
         assert time.monotonic() < end, f"no {what} within {WAIT_S:g} s:\n{text()}"
         time.sleep(0.02)
+
+
+def resize(disk: Path, kibibytes: int) -> None:
+    """Give a small disk (the fixture) another size."""
+    subprocess.run(["mount", "-o", f"remount,size={kibibytes}k", str(disk)], check=True)
+
+
+def workers_at(function: str, parent: int) -> list[psutil.Process]:
+    """Ray workers below a process that are at work on a function just now."""
+    return [p for p in psutil.Process(parent).children(recursive=True) if _title(p) == f"ray::{function}"]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return process.cmdline()[0]
+    except (psutil.Error, IndexError):  # it has just ended
+        return ""
 
 
 def mean(scores: Mapping[str, Any], name: str) -> float:
