@@ -30,17 +30,18 @@ STYLE: dict[Any, Any] = {
 
 
 def rate_distortion(scored: Sequence[Scored], title: str) -> dict[str, bytes]:
-    """PSNR over bpp of every arm (seeds averaged by eye: all are drawn), and ΔPSNR over the base at equal indices.
+    """PSNR over bpp of every arm (every seed is drawn), and ΔPSNR over the base at equal indices.
 
     Returns:
         "rate-distortion.png" and "rate-distortion.svg".
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.6), layout="constrained")
+        figure = Figure(figsize=(11, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
         _curves(left, scored)
         _gains(right, scored)
         figure.suptitle(title)
+        figure.legend(loc="outside right upper", fontsize=7)
         return _save(figure, "rate-distortion")
 
 
@@ -103,7 +104,6 @@ def _curves(axes: Axes, scored: Sequence[Scored]) -> None:
             *zip(*points, strict=True), marker=marker, color=colour, ms=5, lw=1, alpha=0.85, label=label
         )
     axes.set(xlabel="rate in bits per pixel", ylabel="PSNR in dB (RGB, mean over images)")
-    axes.legend(fontsize=7, loc="best", framealpha=0.6)
 
 
 def _gains(axes: Axes, scored: Sequence[Scored]) -> None:
