@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test check unit soak install clean
+.PHONY: demo test check unit install clean
 
 demo: install
 	$(BIN)/python -m jobs.demo
