@@ -74,7 +74,7 @@ def main() -> None:
     from jobs.run import RunFailed
 
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="retrellis", standalone_mode=False)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors
             text = error.format_message()
