@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,12 +52,10 @@ def run_loop(training: Training, schedule: Schedule, place: Place) -> Iterator[M
 
     Yields:
         Every `log_every` steps the mean metrics since the last message, with `step` and `steps_per_s`; at the end
-        {"metrics": JSON lines of all of them}.
+        {"metrics": JSON lines of all of them}. {"say": …} tells of checkpoints: what it goes on from, what is damaged.
     """
     workspace = Workspace.open(place.root)
-    lines = _resume(training, workspace, place)
-    if lines:
-        yield {"say": f"resumed at step {training.step} from a checkpoint", "step": training.step}
+    lines = yield from _resume(training, workspace, place)
     sums: dict[str, float] = {}
     since, clock = training.step, time.monotonic()
     while training.step < schedule.steps:
@@ -86,14 +84,24 @@ def _checkpoint(training: Training, lines: list[str], workspace: Workspace, plac
         workspace.delete(f"{folder}/checkpoint-{step:09d}")
 
 
-def _resume(training: Training, workspace: Workspace, place: Place) -> list[str]:
-    """Put the newest checkpoint of any attempt back; its metric lines (none for a fresh start)."""
+def _resume(training: Training, workspace: Workspace, place: Place) -> Generator[Message, None, list[str]]:
+    """Put the newest usable checkpoint of any attempt back; its metric lines (none for a fresh start)."""
+    from pipeline.training.optimization import CheckpointError
+
     for _, name in reversed(_checkpoints(workspace, f"attempts/{place.stage}/{place.key}")):
         try:
             lines = workspace.get(f"{name}/metrics.jsonl").decode().splitlines()
             training.resume(workspace.get(f"{name}/state.safetensors"))
         except FileNotFoundError:
             continue  # another attempt has just finished and cleared its checkpoints
+        except (CheckpointError, UnicodeDecodeError) as error:
+            damaged = "metrics.jsonl" if isinstance(error, UnicodeDecodeError) else "state.safetensors"
+            file = workspace.path(f"{name}/{damaged}")
+            yield {
+                "say": f"checkpoint {file} cannot be used: {error}. The one before is tried, if there is any"
+            }
+            continue
+        yield {"say": f"resumed at step {training.step} from a checkpoint", "step": training.step}
         return lines
     return []
 

@@ -10,10 +10,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+from obstore.exceptions import BaseError as StoreError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from storage.errors import StorageFull
+from storage.errors import StorageError
 from storage.keys import canonical_json
 from storage.workspace import Workspace
 
@@ -115,7 +116,8 @@ class Heartbeat:
         while True:
             row = self._row
             body = {"time": time.time(), "done": row.done, "total": row.total, "text": row.text}
-            with suppress(StorageFull):  # no reason to end the work: that says so where it writes itself
+            # No reason to end the work, which says so where it writes itself; the next beat tries again
+            with suppress(OSError, StorageError, StoreError):
                 self._workspace.put(f"{self._place}/progress.json", canonical_json(body))
             if self._stopped.wait(BEAT_EVERY_S):
                 return

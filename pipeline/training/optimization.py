@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ LEAST_LEARNING_RATE = 0.01  # of the peak, at the end of the cosine
 
 
 class CheckpointError(ValueError):
-    """Checkpoint bytes do not fit the training that should go on from them."""
+    """Checkpoint bytes are damaged, or do not fit the training that should go on from them."""
 
 
 class DivergedError(RuntimeError):
@@ -96,25 +97,58 @@ def state_from_bytes(
     """Put a state back and return its step.
 
     Raises:
-        CheckpointError: a leaf is missing, unknown or of another shape; it is named.
+        CheckpointError: the bytes are damaged, or a leaf is missing, unknown or of another shape (it is named);
+            nothing has been put back.
     """
-    tensors = load_tensors(data)
+    tensors, step = _parse(data)
+    weights = {name: _leaves(f"module/{name}/", tensors) for name in modules}
+    moments = {name: _leaves(f"optimizer/{name}/", tensors) for name in optimizers}
     for name, module in modules.items():
-        prefix = f"module/{name}/"
-        found = {
-            leaf.removeprefix(prefix): value for leaf, value in tensors.items() if leaf.startswith(prefix)
-        }
-        _check_leaves(prefix, module.state_dict(), found)
-        module.load_state_dict(found)
+        _check_leaves(f"module/{name}/", module.state_dict(), weights[name])
     for name, optimizer in optimizers.items():
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        state: dict[int, dict[str, Tensor]] = {}
-        for leaf, value in tensors.items():
-            if leaf.startswith(f"optimizer/{name}/"):
-                _, _, index, moment = leaf.split("/")
-                state.setdefault(int(index), {})[moment] = _like(parameters[int(index)], value)
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return _step_of(data)
+        _check_leaves(f"optimizer/{name}/", _expected_moments(optimizer, moments[name]), moments[name])
+    for name, module in modules.items():
+        module.load_state_dict(weights[name])
+    for name, optimizer in optimizers.items():
+        _load_moments(optimizer, moments[name])
+    return step
+
+
+def _parse(data: bytes) -> tuple[dict[str, Tensor], int]:
+    try:
+        return load_tensors(data), _step_of(data)
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"expected a whole checkpoint, found {len(data)} damaged bytes ({error})"
+        ) from error
+
+
+def _leaves(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {leaf.removeprefix(prefix): value for leaf, value in tensors.items() if leaf.startswith(prefix)}
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _expected_moments(optimizer: torch.optim.Optimizer, found: Iterable[str]) -> dict[str, Tensor]:
+    """Adam's leaves for the parameters of which there are any: those without a gradient have none."""
+    indices = {leaf.partition("/")[0] for leaf in found}
+    expected: dict[str, Tensor] = {}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        if str(index) in indices:
+            moments = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            expected |= {f"{index}/{moment}": like for moment, like in moments.items()}
+    return expected
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    parameters = _parameters(optimizer)
+    state: dict[int, dict[str, Tensor]] = {}
+    for leaf, value in moments.items():
+        index, _, moment = leaf.partition("/")
+        state.setdefault(int(index), {})[moment] = _like(parameters[int(index)], value)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:
