@@ -9,12 +9,20 @@ Commits the finetuned codec and its metrics.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.loop import Message, Place, Schedule, run_loop
 from jobs.stage import Node, Outcome, Output, Task
 from jobs.train import commit_codec, follow
+from storage.latents import LatentError, LatentSet
+from storage.memmap import RaggedArrays
 from storage.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.codec.artifact import Codec
+    from pipeline.quantizers import Tables
+    from pipeline.training.finetune import Control, FinetuneSettings
+    from pipeline.training.latent_crops import LatentCrops
 
 
 def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -> str:
@@ -43,9 +51,16 @@ def finetune_codec(
     workspace = Workspace.open(place.root)
     codec = Codec.from_bytes(workspace.blobs.get(inputs["codec"]["blob"]))
     tables = Tables.from_bytes(workspace.blobs.get(inputs["tables"]["blob"]))
-    yield {"say": "copying latents and pixels to this node"}
     arm = FinetuneSettings(**settings)
+    yield {"say": "copying pixels and latents to this node"}
+    if arm.latents != "quantized":
+        yield {"say": "analysing the images again: a control needs the latents before quantization"}
     crops, control = _data(workspace, inputs, arm, codec, tables)
+    wanted = inputs["latents"]["note"]["latent_mse"]
+    if control.mse is not None and abs(control.mse - wanted) > 0.01 * wanted:
+        yield {
+            "say": f"no plain rounding has the latents' MSE of {wanted:.4g}: this control has {control.mse:.4g}"
+        }
     training = FinetuneTraining(arm, codec, tables, crops, control)
     for message in run_loop(training, schedule, place):
         if "metrics" not in message:
@@ -56,33 +71,52 @@ def finetune_codec(
             "precision": training.precision,
             "device": training.device.type,
             "rounding_step": control.rounding_step,
+            "rounding_mse": control.mse,
         }
         yield commit_codec(workspace, training.result(), message["metrics"], note)
 
 
 def _data(
-    workspace: Workspace, inputs: dict[str, Output], arm: Any, codec: Any, tables: Any
-) -> tuple[Any, Any]:
+    workspace: Workspace, inputs: dict[str, Output], arm: FinetuneSettings, codec: Codec, tables: Tables
+) -> tuple[LatentCrops, Control]:
     """The crops of an arm, and how its control simulates the quantizer (measured on these very latents)."""
     from jobs.local import image_digests, local_analysis, local_latents, local_pixels
-    from pipeline.training.finetune import FIELDS, SCALE_FIELDS, Control, noise_widths, rounding_step
+    from pipeline.training.finetune import FIELDS, SCALE_FIELDS
     from pipeline.training.latent_crops import LatentCrops
-    from storage.latents import LatentSet
 
     manifest = inputs["images"]["blob"]
     digests = image_digests(workspace, manifest)
     latents = LatentSet(workspace, inputs["latents"]["note"]["set"])
+    _require_same(latents.content_digest(digests), inputs["latents"]["digest"])
     with_scale = arm.parts == "decoder+scale"
     found = local_latents(latents, digests, codec, tables, with_scale)
-    control = Control()
     if arm.latents != "quantized":
         found |= local_analysis(workspace, digests, codec)
-    if arm.latents == "noise":
-        errors = (a.astype("f4") - b for a, b in zip(found["reconstruction"], found["latent"], strict=True))
-        control = Control(noise_width=noise_widths(errors, found["sigma_index"]))
-    if arm.latents == "rounded":
-        residuals = (y.astype("f4") - m for y, m in zip(found["latent"], found["means"], strict=True))
-        control = Control(rounding_step=rounding_step(residuals, inputs["latents"]["note"]["latent_mse"]))
     names = FIELDS[arm.latents] + (SCALE_FIELDS if with_scale else ())
     fields = {name: found[name] for name in names}
-    return LatentCrops(fields, local_pixels(workspace, manifest), arm.crop, arm.seed), control
+    crops = LatentCrops(fields, local_pixels(workspace, manifest), arm.crop, arm.seed)
+    return crops, _control(arm, found, inputs["latents"]["note"]["latent_mse"])
+
+
+def _control(arm: FinetuneSettings, found: dict[str, RaggedArrays], mse: float) -> Control:
+    """What simulates the quantizer in place of its latents; nothing for the arm itself."""
+    from pipeline.training.finetune import Control, noise_widths, rounding_step
+
+    if arm.latents == "noise":
+        errors = (a.astype("f4") - b for a, b in zip(found["reconstruction"], found["latent"], strict=True))
+        return Control(noise_width=noise_widths(errors, found["sigma_index"]))
+    if arm.latents == "rounded":
+        residuals = (y.astype("f4") - m for y, m in zip(found["latent"], found["means"], strict=True))
+        count = int(found["latent"].shapes.prod(axis=1).sum())
+        step, reached = rounding_step(residuals, count, mse)
+        return Control(rounding_step=step, mse=reached)
+    return Control()
+
+
+def _require_same(found: str, expected: str) -> None:
+    """The key of this finetuning names the latents by their digest; parts can be retired and computed anew."""
+    if found != expected:
+        raise LatentError(
+            f"expected the latents {expected[:12]} that this finetuning is keyed by, found {found[:12]}: parts of the "
+            "set have been replaced. Move the record of `quantize` away and run again"
+        )

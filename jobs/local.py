@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
@@ -16,7 +16,13 @@ from storage.latents import LatentSet
 from storage.memmap import LocalCache, RaggedArrays, RaggedWriter
 from storage.workspace import Workspace
 
+if TYPE_CHECKING:
+    from pipeline.codec.artifact import Codec
+    from pipeline.quantizers import Tables
+
 Array = npt.NDArray[Any]
+
+CACHE_VERSION = 1  # bumped when a field means something else: these copies outlive an upgrade
 
 # float16 for what the decoder reads (Zarr alone would be twenty times slower, float32 twice as large).
 DTYPES: Mapping[str, str] = {
@@ -45,11 +51,12 @@ def local_pixels(workspace: Workspace, manifest: str) -> RaggedArrays:
             for name in digests:
                 writer.append(store.read(name))
 
-    return RaggedArrays(LocalCache.default().open_or_build(digest({"pixels": digests}), build) / "pixels")
+    key = digest({"version": CACHE_VERSION, "pixels": digests})
+    return RaggedArrays(LocalCache.default().open_or_build(key, build) / "pixels")
 
 
 def local_latents(
-    latents: LatentSet, digests: list[str], codec: Any, tables: Any, with_scale: bool
+    latents: LatentSet, digests: list[str], codec: Codec, tables: Tables, with_scale: bool
 ) -> dict[str, RaggedArrays]:
     """Decoded latents of a set: `reconstruction`, and with `with_scale` also `indices`, `contexts`, `features`."""
     from pipeline.coding import decode_latent, scale_inputs
@@ -65,11 +72,11 @@ def local_latents(
             yield found
 
     names = ["reconstruction", *(["indices", "contexts", "features"] if with_scale else [])]
-    key = {"latents": latents.content_digest(digests), "tables": tables.digest, "grid": codec.digests().grid}
-    return _materialise(key, names, fields)
+    key = {"latents": latents.content_digest(digests), "tables": tables.digest}
+    return _materialise(key | _encoder_side(codec), names, fields)
 
 
-def local_analysis(workspace: Workspace, digests: list[str], codec: Any) -> dict[str, RaggedArrays]:
+def local_analysis(workspace: Workspace, digests: list[str], codec: Codec) -> dict[str, RaggedArrays]:
     """What only the encoder knows, for the controls: `latent` (y), `means`, `sigma_index`."""
     from pipeline.coding import analyse
 
@@ -80,10 +87,14 @@ def local_analysis(workspace: Workspace, digests: list[str], codec: Any) -> dict
             a = analyse(codec, store.read(name))
             yield {"latent": a.latent, "means": a.means, "sigma_index": a.sigma_index}
 
-    grid, rate = codec.digests().grid, codec.digests().rate
     return _materialise(
-        {"images": digests, "grid": grid, "rate": rate}, ["latent", "means", "sigma_index"], fields
+        {"images": digests} | _encoder_side(codec), ["latent", "means", "sigma_index"], fields
     )
+
+
+def _encoder_side(codec: Codec) -> dict[str, str]:
+    """Both digests: σ, which rate decides, chooses tables and so reconstruction points."""
+    return {"grid": codec.digests().grid, "rate": codec.digests().rate}
 
 
 def _materialise(
@@ -98,7 +109,8 @@ def _materialise(
                 for name, writer in writers.items():
                     writer.append(found[name])
 
-    folder = LocalCache.default().open_or_build(digest(key | {"fields": names}), build)
+    layout = {"version": CACHE_VERSION, "fields": {name: DTYPES[name] for name in names}}
+    folder = LocalCache.default().open_or_build(digest(key | layout), build)
     return {name: RaggedArrays(folder / name) for name in names}
 
 

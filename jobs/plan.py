@@ -106,6 +106,7 @@ def resolve(
         produced: records of nodes that finished in this run (by node id); they need not be in `results` yet.
     """
     done: dict[str, dict[str, Any]] = dict(produced or {})
+    alike = {(record["stage"], record["key"]): record for record in done.values() if "key" in record}
     steps = []
     for node in nodes:
         waiting = [i.node for i in node.inputs.values() if i.node not in done]
@@ -114,7 +115,7 @@ def resolve(
             continue
         ingredients = _ingredients(node, done)
         key = digest(ingredients)
-        record = done.get(node.id) or results.get(node.stage, {}).get(key)
+        record = done.get(node.id) or alike.get((node.stage, key)) or results.get(node.stage, {}).get(key)
         if record:
             done[node.id] = record
         why = "" if record else explain(ingredients, results.get(node.stage, {}).values())
@@ -305,10 +306,16 @@ def _report_node(experiment: Experiment, scores: list[Node], images: Node) -> No
     """Reads all scores; the codecs and tables behind them serve the crops."""
     inputs = {node.id: Input(node.id, "scores") for node in scores}
     inputs["images"] = Input(images.id, "images")
-    arms = {name: {"parts": arm.parts, "latents": arm.latents} for name, arm in experiment.arms.items()}
+    arms = {name: _arm_of_report(arm) for name, arm in experiment.arms.items()}
     axes = {node.id: dict(node.axes) for node in scores}
     settings = {"title": experiment.name, "arms": arms, "scores": axes}
     return Node("report", {"experiment": experiment.name}, settings, inputs)
+
+
+def _arm_of_report(arm: Arm) -> dict[str, Any]:
+    """What the report says of an arm; only arms of one recipe are compared with each other."""
+    what = {"parts": arm.parts, "latents": arm.latents}
+    return what | {"recipe": digest(arm.model_dump(mode="json", exclude=set(what)))}
 
 
 def _short(value: Any) -> str:

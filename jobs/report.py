@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,16 @@ def make_report(
     workspace = Workspace.open(root)
     blobs = [json.loads(workspace.blobs.get(entry["scores"])) for entry in entries]
     scored = [
-        Scored(e["lmbda"], e["quantizer"], e["arm"], e["seed"], e["parts"], e["latents"], blob["images"])
+        Scored(
+            e["lmbda"],
+            e["quantizer"],
+            e["arm"],
+            e["seed"],
+            e["parts"],
+            e["latents"],
+            e["recipe"],
+            blob["images"],
+        )
         for e, blob in zip(entries, blobs, strict=True)
     ]
     names = {r["digest"]: Path(r["source"]).name for r in json.loads(workspace.blobs.get(manifest))["images"]}
@@ -147,12 +157,14 @@ def _markdown(
     """The report as a person reads it."""
     over = [column for column in table[0] if column.startswith("over_")]
     head = ["λ", "quantizer", "arm", "seed", "bpp", "PSNR dB", "MS-SSIM"]
+    head += ["ΔJ over base"]
     head += [f"ΔPSNR over {column.removeprefix('over_').removesuffix('_db')}" for column in over]
     lines = [f"# {name}", "", f"{images} test images; rate from the tables that drove the search.", ""]
     lines += _table(head, [_cells(row, over) for row in table])
     lines += [
         "",
-        "ΔPSNR is in dB, averaged over images, at equal indices and bits; — where those differ.",
+        "ΔPSNR is in dB, averaged over images, at equal indices and bits; — where those, or the arms' recipes, differ. "
+        "J is bpp + λ · 255² · MSE: negative is better, also where indices differ.",
     ]
     if bd:
         lines += ["", "## BD-rate", "", "PCHIP, per image, then averaged; negative is better.", ""]
@@ -168,6 +180,8 @@ def _cells(row: dict[str, Any], over: list[str]) -> list[str]:
         f"{row['psnr_db']:.3f}",
         "—" if row["ms_ssim"] is None else f"{row['ms_ssim']:.4f}",
     ]
+    cost = row["cost_over_base_percent"]
+    numbers.append("—" if cost is None else f"{cost:+.2f} %")
     gains = ["—" if row[column] is None else f"{row[column]:+.3f}" for column in over]
     return [f"{row['lmbda']:g}", row["quantizer"], row["arm"], _text(row["seed"]), *numbers, *gains]
 
@@ -187,4 +201,6 @@ def _text(value: Any) -> str:
 
 
 def _percent(row: dict[str, Any]) -> str:
-    return row["reason"] if row["bd_rate_percent"] is None else f"{row['bd_rate_percent']:+.2f} %"
+    if row["bd_rate_percent"] is None:  # the whole reason is in report.json
+        return textwrap.shorten(row["reason"], 60, placeholder=" …")
+    return f"{row['bd_rate_percent']:+.2f} %"

@@ -55,9 +55,11 @@ class Drive:
     committed: Callable[[Mapping[str, Record]], None] = lambda results: None
     # called before a step is computed; raises where that must be asked for
     approve: Callable[[Step], None] = lambda step: None
+    # names of result records that exist, but whose data is not whole any more
+    distrusted: frozenset[str] = frozenset()
 
 
-def load_results(workspace: Workspace) -> Results:
+def load_results(workspace: Workspace) -> dict[str, dict[str, Record]]:
     """Every result record, by stage and key."""
     results: dict[str, dict[str, Record]] = {}
     for name, record in workspace.records.load("results").items():
@@ -124,6 +126,10 @@ def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record
     """Compute one node and create its record, under an attempt that `status` can see."""
     drive.approve(step)
     node, attempt, clock = step.node, str(uuid.uuid4()), time.monotonic()
+    name = f"results/{node.stage}/{step.key}"
+    if name not in drive.distrusted and (record := drive.workspace.records.get(name)):
+        drive.board.say(f"done: {node.id}: another run has made it meanwhile")
+        return record
     about = {"attempt": attempt, "instance": node.id, "stage": node.stage, "key": step.key, "started": _now()}
     about |= {"experiment": drive.experiment, "host": platform.node()}
     place = f"attempts/{node.stage}/{step.key}/{attempt}"
@@ -169,7 +175,7 @@ def _commit(about: Record, step: Step, task: Task, outcome: Outcome, drive: Driv
         drive.board.say(f"done: {step.node.id} in {record['seconds']:.1f} s")
     else:
         record = drive.workspace.records.get(name) or record
-        drive.board.say(f"done: {step.node.id}: another run was first, its result is taken")
+        drive.board.say(f"done: {step.node.id}: a record of it was there first, and is taken")
     _clear(drive.workspace, f"attempts/{step.node.stage}/{step.key}", task.attempt)
     return record
 

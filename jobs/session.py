@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -14,11 +14,14 @@ from jobs import report
 from jobs.cluster import Cluster
 from jobs.experiment import AllResources, Experiment
 from jobs.lineage import Account, Follower
+from jobs.local import image_digests
 from jobs.plan import Results, Step, expand, import_node, input_outputs, resolve, select
 from jobs.progress import Board
 from jobs.run import STAGES, Drive, load_results, run
 from jobs.stage import share
-from storage.workspace import Workspace
+from storage.images import ImageStore
+from storage.latents import LatentSet
+from storage.workspace import Workspace, WorkspaceError, WorkspaceVersionError
 
 
 class WouldRetrain(ValueError):
@@ -40,7 +43,7 @@ class Options:
 
 def show_plan(experiment: Experiment, options: Options, console: Console) -> None:
     """Print, for each stage instance, reuse or compute, why, and how much."""
-    Session(experiment, options, console).show_plan()
+    Session(experiment, options, console, creates=False).show_plan()
 
 
 def execute(experiment: Experiment, options: Options, console: Console) -> dict[str, dict[str, Any]]:
@@ -55,13 +58,21 @@ def execute(experiment: Experiment, options: Options, console: Console) -> dict[
 class Session:
     """An experiment in the light of a workspace's records."""
 
-    def __init__(self, experiment: Experiment, options: Options, console: Console) -> None:
+    def __init__(
+        self, experiment: Experiment, options: Options, console: Console, creates: bool = True
+    ) -> None:
+        """`creates` makes the workspace where there is none."""
         self.experiment, self.options, self.console = experiment, options, console
-        self.workspace = Workspace.open(options.workspace)
+        self.workspace = Workspace.open(options.workspace) if creates else _existing(options.workspace)
         self.results = load_results(self.workspace)
-        self.steps = resolve(
-            select(expand(experiment, options.rehash), options.stage, options.only), self.results
-        )
+        nodes = select(expand(experiment, options.rehash), options.stage, options.only)
+        self.steps = resolve(nodes, self.results)
+        self.distrusted = frozenset(_without_data(self.workspace, self.steps))
+        if self.distrusted:
+            for name in self.distrusted:
+                _, stage, key = name.split("/")
+                self.results[stage].pop(key)
+            self.steps = resolve(nodes, self.results)
         self.todo = [step for step in self.steps if not step.record]
 
     def show_plan(self) -> None:
@@ -102,7 +113,16 @@ class Session:
                 Board(self.console) as board,
                 Follower(account, self.workspace, self.options.tracking, self.console) as follower,
             ):
-                drive = Drive(self.workspace, cluster, resources, name, board, follower.notify, self._approve)
+                drive = Drive(
+                    self.workspace,
+                    cluster,
+                    resources,
+                    name,
+                    board,
+                    follower.notify,
+                    self._approve,
+                    self.distrusted,
+                )
                 produced = run([step.node for step in self.steps], self.results, drive)
                 follower.notify(produced)
                 account.commit()
@@ -113,7 +133,13 @@ class Session:
     def _approve(self, step: Step) -> None:
         """Asked before a run, and again before a training starts: its images may first have to be read."""
         if not self.options.retrain:
-            _refuse_retraining(self.experiment, self.results, step)
+            _refuse_retraining(self.experiment, self.results, step, self._stood_on())
+
+    def _stood_on(self) -> set[str]:
+        """Keys of all instances that experiments of this name were recorded with, whoever made them."""
+        experiments = self.workspace.records.load("experiments").values()
+        mine = [e for e in experiments if e["name"] == self.experiment.name]
+        return {instance["key"] for e in mine for instance in e["instances"]}
 
     def _say_short(self) -> None:
         """The plan as `run` prints it: what is reused, what is computed, and why where that is known yet."""
@@ -146,12 +172,55 @@ def import_checkpoint(file: str, lmbda: float, options: Options, console: Consol
         return run([node], load_results(workspace), drive)[node.id]
 
 
-def _refuse_retraining(experiment: Experiment, results: Results, step: Step) -> None:
-    """Stop where a codec of this experiment and λ exists and would be trained anew with other ingredients."""
+def _existing(root: str) -> Workspace:
+    """A workspace to look into; where there is none, one that holds nothing is looked into."""
+    try:
+        return Workspace.open(root, create=False)
+    except WorkspaceVersionError:
+        raise
+    except WorkspaceError:
+        return Workspace(root)
+
+
+def _without_data(workspace: Workspace, steps: list[Step]) -> Iterator[str]:
+    """Names of result records whose images or latents are no longer all there: a part retired, a record moved away.
+
+    Raises:
+        BlobError: an output itself is gone; it says what to do.
+    """
+    done = {step.node.id: step.record for step in steps if step.record}
+    index = ImageStore(workspace).index() if done else None
+    for step in steps:
+        if step.record is None or index is None:
+            continue
+        for output in step.record["outputs"].values():
+            for blob in filter(None, [output.get("blob"), *output.get("files", {}).values()]):
+                workspace.blobs.path(blob)
+        name = f"results/{step.node.stage}/{step.key}"
+        outputs = step.record["outputs"]
+        if step.node.stage == "ingest":
+            if not index.images.keys() >= set(image_digests(workspace, outputs["images"]["blob"])):
+                yield name
+        elif step.node.stage == "quantize":
+            manifest = input_outputs(step.node, done)["images"]["blob"]
+            latents = LatentSet(workspace, outputs["latents"]["note"]["set"])
+            if latents.missing(image_digests(workspace, manifest)):
+                yield name
+
+
+def _refuse_retraining(
+    experiment: Experiment, results: Results, step: Step, stood_on: Set[str] = frozenset()
+) -> None:
+    """Stop where a codec of this experiment and λ exists and would be trained anew with other ingredients.
+
+    Args:
+        stood_on: keys of codecs that this experiment took from another that had trained them.
+    """
     if step.node.stage != "train" or step.key is None:
         return
-    for old in results.get("train", {}).values():
-        if old["experiment"] == experiment.name and old["axes"] == dict(step.node.axes):
+    for key, old in results.get("train", {}).items():
+        ours = old["experiment"] == experiment.name or key in stood_on
+        if ours and old["axes"] == dict(step.node.axes):
             raise WouldRetrain(
                 f"{step.node.id} has been trained before in experiment {experiment.name!r} "
                 f"({old['seconds']:.0f} s, ended {old['ended']}), and now {step.why}. To train it again, add "

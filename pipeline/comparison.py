@@ -17,6 +17,8 @@ class Scored:
         images: per image: `image` (digest), `bpp`, `psnr_db`, `ms_ssim` (or absent, or None) and `indices`, the
             digest of all its indices.
         parts, latents: what the arm trained, on what; parts is "none" for the base.
+        recipe: digest of all else that decides a finetuning (steps, batch, rate of learning …); a control compares
+            with arms of its own recipe alone.
     """
 
     lmbda: float
@@ -25,6 +27,7 @@ class Scored:
     seed: int | None
     parts: str
     latents: str
+    recipe: str
     images: Sequence[Mapping[str, Any]]
 
     @property
@@ -42,23 +45,37 @@ class Scored:
 
 
 def gain_db(arm: Scored, other: Scored) -> float | None:
-    """Mean ΔPSNR in dB of `arm` over `other` at equal indices and bits; None if any image's differ."""
+    """Mean ΔPSNR in dB of `arm` over `other` at equal indices and bits; None if any image's differ, or the recipes."""
+    if not (arm.is_base or other.is_base) and arm.recipe != other.recipe:
+        return None
     theirs = {row["image"]: row for row in other.images}
     if any(row[name] != theirs[row["image"]][name] for row in arm.images for name in ("indices", "bpp")):
         return None
     return sum(row["psnr_db"] - theirs[row["image"]]["psnr_db"] for row in arm.images) / len(arm.images)
 
 
-def rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
-    """One row per arm and seed: bpp, psnr_db, ms_ssim, and ΔPSNR at equal indices over the base and each control.
+def gain_percent(arm: Scored, other: Scored) -> float:
+    """ΔJ/J in %, J = bpp + λ · 255² · MSE averaged over images; negative is better, whatever the indices."""
+    ours, theirs = (
+        sum(row["bpp"] + s.lmbda * 255**2 * 10 ** (-row["psnr_db"] / 10) for row in s.images) / len(s.images)
+        for s in (arm, other)
+    )
+    return 100 * (ours / theirs - 1)
 
-    The keys `over_<arm>_db` exist for the base and for controls; None where indices differ or nothing is compared.
+
+def rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
+    """One row per arm and seed: bpp, psnr_db, ms_ssim, ΔJ over the base, ΔPSNR over the base and each control.
+
+    `cost_over_base_percent` is `gain_percent`. The keys `over_<arm>_db` exist for the base and for controls, at equal
+    indices and bits; None where those differ or nothing is compared.
     """
     anchors = sorted({s.arm for s in scored if s.is_base or s.is_control}, key=[s.arm for s in scored].index)
     table = []
     for s in scored:
         row: dict[str, Any] = {"lmbda": s.lmbda, "quantizer": s.quantizer, "arm": s.arm, "seed": s.seed}
         row |= {name: s.mean(name) for name in ("bpp", "psnr_db", "ms_ssim")}
+        base = next((o for a in anchors if (o := _counterpart(scored, s, a)) and o.is_base), None)
+        row["cost_over_base_percent"] = None if base is None or base is s else gain_percent(s, base)
         for anchor in anchors:
             other = _counterpart(scored, s, anchor)
             row[f"over_{anchor}_db"] = None if other is None or other is s else gain_db(s, other)

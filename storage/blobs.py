@@ -6,6 +6,8 @@ from storage.errors import StorageError
 from storage.keys import sha256
 from storage.objects import Objects
 
+_ADVICE = "Restore it from a backup, or move the records in records/results that name it away and run again."
+
 
 class BlobError(StorageError):
     """A blob is missing, or is not what its name says."""
@@ -47,7 +49,7 @@ class Blobs:
         if found != digest:
             raise BlobError(
                 f"blob {self._objects.path(name)} is damaged: expected SHA-256 {digest}, found {found} in "
-                f"{len(data):,} bytes. Restore it from a backup, or delete it and run its stage again."
+                f"{len(data):,} bytes. {_ADVICE}"
             )
         return data
 
@@ -65,7 +67,7 @@ class Blobs:
         if name is None:
             raise BlobError(
                 f"blob {digest} is missing: expected it in {self._objects.path(self._folder(digest))}. "
-                "Restore it from a backup, or run the stage that makes it again."
+                f"{_ADVICE}"
             )
         return name
 

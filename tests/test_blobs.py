@@ -30,7 +30,7 @@ def test_blob_is_kept_once_whatever_its_suffix(workspace: Workspace, tmp_path: P
 
 def test_missing_blob_is_named(workspace: Workspace) -> None:
     for read in (workspace.blobs.get, workspace.blobs.path):
-        with pytest.raises(BlobError, match=f"blob {NAME} is missing: expected it in .*run the stage"):
+        with pytest.raises(BlobError, match=f"blob {NAME} is missing: expected it in .*move the records"):
             read(NAME)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 from PIL import Image
 
 from jobs.report import _csv, _markdown
-from pipeline.comparison import Scored, bd_rates, gain_db, rows
+from pipeline.comparison import Scored, bd_rates, gain_db, gain_percent, rows
 from pipeline.figures import busiest_window, crops, rate_distortion
 
 IMAGES = ("a", "b", "c")
 
 
-def scored(arm: str, gain: float, *, lmbda: float = 0.013, seed: int | None = None, **image: Any) -> Scored:
+def scored(
+    arm: str, gain: float, *, lmbda: float = 0.013, seed: int | None = None, recipe: str = "r", **image: Any
+) -> Scored:
     """An arm whose images gain `gain` dB at the rate of its λ."""
     kinds = {"base": ("none", "quantized"), "noise": ("decoder", "noise"), "paper": ("decoder", "quantized")}
     bpp = 10 * lmbda**0.5
@@ -30,7 +33,7 @@ def scored(arm: str, gain: float, *, lmbda: float = 0.013, seed: int | None = No
         | image
         for i, name in enumerate(IMAGES)
     ]
-    return Scored(lmbda, "tcq8", arm, seed, *kinds[arm], images)
+    return Scored(lmbda, "tcq8", arm, seed, *kinds[arm], recipe, images)
 
 
 def test_rows_compare_with_the_base_and_the_control_of_the_same_seed() -> None:
@@ -51,6 +54,24 @@ def test_rows_compare_with_the_base_and_the_control_of_the_same_seed() -> None:
 @pytest.mark.parametrize("other", [{"indices": "others"}, {"bpp": 0.5}])
 def test_no_gain_is_stated_at_other_indices_or_bits(other: dict[str, Any]) -> None:
     assert gain_db(scored("paper", 0.5, **other), scored("base", 0.0)) is None
+
+
+def test_a_control_of_another_recipe_is_no_control() -> None:
+    paper, base = scored("paper", 0.5, seed=0), scored("base", 0.0, recipe="none")
+    assert gain_db(paper, scored("noise", 0.1, seed=0)) == pytest.approx(0.4)
+    assert gain_db(paper, scored("noise", 0.1, seed=0, recipe="fewer steps")) is None
+    assert gain_db(paper, base) == pytest.approx(0.5)
+
+
+def test_the_cost_compares_whatever_the_indices() -> None:
+    base, other = scored("base", 0.0), scored("paper", 0.0, seed=0, indices="x")
+    assert gain_percent(other, base) == pytest.approx(0)
+    image = base.images[0]
+    cost = sum(r["bpp"] + 0.013 * 255**2 * 10 ** (-r["psnr_db"] / 10) for r in base.images)
+    cheaper = replace(other, images=[*base.images[1:], {**image, "bpp": 0}])
+    assert gain_percent(cheaper, base) == pytest.approx(-100 * image["bpp"] / cost)
+    assert rows([base, other])[1]["cost_over_base_percent"] == pytest.approx(0)
+    assert rows([base, other])[0]["cost_over_base_percent"] is None
 
 
 def test_bd_rate_needs_four_rates_and_is_per_image() -> None:

@@ -87,7 +87,8 @@ def test_only_what_a_stage_reads_decides_its_key(file: str) -> None:
 
     assert changed("resources.quantize.num_cpus=2", "resources.train.log_every=5") == set()
     assert changed("train.steps=77") == {"train"}  # and what follows, once the codec is another one
-    assert changed("arms.paper.steps=77") == {"finetune"}
+    # the report compares arms of one recipe
+    assert changed("arms.paper.steps=77", "arms.noise.steps=77") == {"finetune", "report"}
     assert changed("quantizers.tcq8.step=0.8") == {"tables"}
     assert changed("evaluate.metrics=[psnr]") == {"evaluate"}
 
@@ -153,3 +154,42 @@ def test_run_takes_what_the_report_reads_and_only_takes_evaluations(file: str) -
         "evaluate lmbda=0.013 quantizer=urq arm=paper seed=1"
     ]
     assert not [node for node in chosen if node.stage == "report"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ("ingest images=train", {"train", "quantize", "evaluate", "report"}),
+        ("train lmbda=0.013", {"quantize", "finetune", "evaluate"}),
+        ("tables quantizer=tcq8", {"quantize", "finetune", "evaluate"}),
+        ("quantize lmbda=0.013 quantizer=tcq8", {"finetune"}),
+        ("finetune lmbda=0.013 quantizer=tcq8 arm=paper seed=1", {"evaluate"}),
+        ("evaluate lmbda=0.013 quantizer=tcq8 arm=base", {"report"}),
+    ],
+)
+def test_a_key_holds_the_digest_of_all_that_is_read(file: str, changed: str, expected: set[str]) -> None:
+    nodes = expand(load(file))
+
+    def keyed(suffix: str) -> dict[str, str | None]:
+        produced = {node.id: made(node) for node in nodes}
+        for output in produced[changed]["outputs"].values():
+            output["digest"] += suffix
+            output["note"] = {name: value + suffix for name, value in output["note"].items()}
+        return {
+            node.id: resolve([node], {}, {k: v for k, v in produced.items() if k != node.id})[0].key
+            for node in nodes
+        }
+
+    before, after = keyed(""), keyed(" changed")
+    assert {name.split()[0] for name in before if before[name] != after[name]} == expected
+
+
+def test_equal_work_is_found_under_another_name(file: str) -> None:
+    nodes = [n for n in expand(load(file, ["arms.same={parts: decoder}"])) if "quantizer=urq" in n.id]
+    everything = {node.id: made(node) for node in expand(load(file))}
+    paper = next(n for n in nodes if n.stage == "finetune" and n.axes["arm"] == "paper")
+    same = next(n for n in nodes if n.stage == "finetune" and n.axes == dict(paper.axes) | {"arm": "same"})
+    known = {name: record for name, record in everything.items() if name != paper.id}
+    (step,) = resolve([paper], {}, known)
+    record = made(paper) | {"stage": "finetune", "key": step.key}
+    assert resolve([same], {}, known | {paper.id: record})[0].record is record

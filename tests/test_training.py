@@ -271,7 +271,11 @@ def test_controls_have_the_variance_and_the_error_they_are_given() -> None:
     np.testing.assert_allclose(width[:3], np.sqrt(12) * spread, rtol=0.05)
     assert not width[3:].any()
     residual = generator.normal(0, 3, 200_000)
-    step = rounding_step([residual], 0.2)
+    step, reached = rounding_step([residual], residual.size, 0.2)
+    assert reached == pytest.approx(0.2, rel=1e-2)
+    assert rounding_step([residual], residual.size, 50.0)[1] == pytest.approx(
+        9, rel=0.05
+    )  # all of it, and no more
     assert np.mean(np.square(residual - np.round(residual / step) * step)) == pytest.approx(0.2, rel=1e-2)
 
 

@@ -38,6 +38,8 @@ from pipeline.training.optimization import (
 
 Array = npt.NDArray[Any]
 
+ROUNDING_SAMPLES = 1 << 24
+
 # What each kind of latents reads of an image (`jobs.finetune` provides it).
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "quantized": ("reconstruction",),
@@ -71,10 +73,12 @@ class Control:
     Attributes:
         noise_width: width of the uniform noise per σ index, float32 (64,): √(12 · E(ŷ − y)²) as measured.
         rounding_step: step of the plain rounding whose MSE is the arm's.
+        mse: what that rounding has.
     """
 
     noise_width: npt.NDArray[np.float32] | None = None
     rounding_step: float | None = None
+    mse: float | None = None
 
 
 class FinetuneTraining:
@@ -214,12 +218,26 @@ def noise_widths(errors: Iterable[Array], sigma_indices: Iterable[Array]) -> npt
     return np.sqrt(12 * square / np.maximum(count, 1)).astype(np.float32)
 
 
-def rounding_step(residuals: Iterable[Array], mse: float) -> float:
-    """The step at which plain rounding of the residuals y − μ has the given MSE, by bisection to 1e-4 of it."""
-    residual = np.concatenate([r.ravel() for r in residuals]).astype(np.float32)
+def rounding_step(residuals: Iterable[Array], count: int, mse: float) -> tuple[float, float]:
+    """The step at which plain rounding of the residuals y − μ has the given MSE, by bisection to 1e-4 of it.
+
+    Args:
+        residuals: one array per image.
+        count: how many values they hold together; above 2**24 an evenly spaced part of them decides.
+        mse: the quantizer's. Where it is more than E(y − μ)² no step reaches it.
+
+    Returns:
+        The step, and the MSE that it has.
+    """
+    stride = -(-count // ROUNDING_SAMPLES)
+    residual = np.concatenate([np.ravel(r)[::stride] for r in residuals]).astype(np.float32)
+
+    def mse_of(step: float) -> float:
+        return float(np.mean(np.square(residual - np.round(residual / np.float32(step)) * np.float32(step))))
+
     low, high = 1e-3, 64.0
     while high - low > 1e-4 * low:
         middle = 0.5 * (low + high)
-        error = residual - np.round(residual / np.float32(middle)) * np.float32(middle)
-        low, high = (middle, high) if float(np.mean(np.square(error))) < mse else (low, middle)
-    return 0.5 * (low + high)
+        low, high = (middle, high) if mse_of(middle) < mse else (low, middle)
+    step = 0.5 * (low + high)
+    return step, mse_of(step)
