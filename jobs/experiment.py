@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,18 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-Metric = Literal["psnr", "ms_ssim"]
-Trellis = Literal[
-    "vvc4",
-    "vvc8",
-    "ungerboeck4",
-    "ungerboeck8",
-    "ungerboeck16",
-    "ungerboeck32",
-    "ungerboeck64",
-    "ungerboeck128",
-    "ungerboeck256",
-]
+from jobs.fields import STEP_RANGE, Channels, Metric, Name, Seed, Trellis, as_list, distinct
 
 
 class ExperimentError(ValueError):
@@ -41,25 +31,22 @@ class ExperimentError(ValueError):
 
 
 class Section(BaseModel):
-    """A mapping in the file: unknown keys are errors, numbers are not made from strings."""
+    """A mapping in the file: unknown keys are errors, numbers are finite and not made from strings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-
-# An integer is a fine float in YAML; strict pydantic would refuse it inside unions.
-Number = Annotated[float, BeforeValidator(lambda v: float(v) if type(v) is int else v)]
-Positive = Annotated[PositiveFloat, BeforeValidator(lambda v: float(v) if type(v) is int else v)]
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str | int | float) else value
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_empty(cls, value: object) -> object:
+        """A key with nothing after its colon is an empty mapping to a person, and null to YAML."""
+        return {} if value is None else value
 
 
 class Images(Section):
     """Folders of PNG, JPEG, WebP or TIFF files, searched recursively; a plain path or list of paths will do."""
 
-    folders: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
-    scale: Annotated[Number, Field(gt=0, le=1)] = 1.0  # Lanczos, before anything else sees the pixels
+    folders: Annotated[list[str], BeforeValidator(as_list), Field(min_length=1)]
+    scale: Annotated[float, Field(gt=0, le=1)] = 1.0  # Lanczos, before anything else sees the pixels
     limit: PositiveInt | None = None  # the first files in the order of their names
     max_pixels: PositiveInt = 1 << 27  # a file that would decode to more is skipped, with its reason
 
@@ -76,23 +63,27 @@ class Train(Section):
 
     images: ImagesField
     architecture: Literal["mean-scale-hyperprior"] = "mean-scale-hyperprior"
-    N: PositiveInt = 64
-    M: PositiveInt = 96
-    lmbda: Annotated[list[Positive], BeforeValidator(_as_list), Field(min_length=1)] = [0.013]
+    N: Channels = 64
+    M: Channels = 96
+    lmbda: Annotated[
+        list[PositiveFloat], BeforeValidator(as_list), Field(min_length=1), AfterValidator(distinct)
+    ] = [0.013]
     steps: PositiveInt = 60_000
     batch: PositiveInt = 8
     crop: Annotated[int, Field(ge=64, multiple_of=64)] = 256  # pixels; smaller images are reflect-padded
-    learning_rate: Positive = 1e-3
-    warmup: Annotated[int, Field(ge=0)] = 200  # steps of linear rise, then a cosine down to 0
-    clip: Positive = 1.0  # largest norm of the gradient
+    learning_rate: PositiveFloat = 1e-3
+    warmup: Annotated[int, Field(ge=0)] = (
+        200  # steps of linear rise, then a cosine down to a hundredth of the peak
+    )
+    clip: PositiveFloat = 1.0  # largest norm of the gradient
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
 
 class ForeignCodec(Section):
     """A codec that exists: a checkpoint file (CompressAI's .pth or ours) or the digest of one in the workspace."""
 
-    lmbda: Positive  # the λ that it was trained for
+    lmbda: PositiveFloat  # the λ that it was trained for
     file: str | None = None
     digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
@@ -114,8 +105,8 @@ class QuantizerSection(Section):
 
     kind: Literal["urq", "rdoq", "tcq"]
     trellis: Trellis | None = None
-    step: Positive = 1.0  # Δ, in units of the latents
-    lmbda_q: Annotated[Number, Field(ge=0)] = 0.0  # λ_q / Δ²: weight of a bit in the search
+    step: Annotated[float, Field(ge=STEP_RANGE[0], le=STEP_RANGE[1])] = 1.0  # Δ, in units of the latents
+    lmbda_q: Annotated[float, Field(ge=0)] = 0.0  # λ_q / Δ²: weight of a bit in the search
     centroids: bool = False  # decode to the centroids of the design instead of plain levels
 
     @model_validator(mode="after")
@@ -139,9 +130,9 @@ class Arm(Section):
     crop: Annotated[int, Field(ge=96, multiple_of=16)] = (
         256  # pixels, the margin of 2 latents a side included
     )
-    learning_rate: Positive = 1e-4
+    learning_rate: PositiveFloat = 1e-4
     warmup: Annotated[int, Field(ge=0)] = 50
-    clip: Positive = 1.0
+    clip: PositiveFloat = 1.0
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
 
     @model_validator(mode="after")
@@ -160,20 +151,49 @@ class Arm(Section):
         """Whether this arm sees simulated instead of real quantization."""
         return self.parts != "none" and self.latents != "quantized"
 
+    def unlike(self, other: Arm) -> list[str]:
+        """Where the training of two arms differs, with both values; what is trained on what does not count."""
+        mine, theirs = (arm.model_dump(exclude={"parts", "latents"}) for arm in (self, other))
+        return [f"{key} {mine[key]} against {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+
+def _controlled(arms: dict[str, Arm]) -> dict[str, Arm]:
+    """A control controls for nothing unless some arm on quantized latents is trained just like it."""
+    real = {name: arm for name, arm in arms.items() if arm.parts != "none" and not arm.is_control}
+    for name, control in arms.items():
+        if control.is_control and real:
+            unlike = {other: control.unlike(arm) for other, arm in real.items()}
+            nearest = min(unlike, key=lambda other: len(unlike[other]))
+            if unlike[nearest]:
+                raise ValueError(
+                    f"expected the control {name!r} to be trained like an arm on quantized latents, found "
+                    f"{', '.join(unlike[nearest])} in the nearest, {nearest!r}; give both the same"
+                )
+    return arms
+
+
+def _compared(metrics: list[Metric]) -> list[Metric]:
+    if "psnr" not in metrics:
+        raise ValueError("expected `psnr` among them, by which the report compares")
+    return metrics
+
 
 class Evaluate(Section):
     """The test set and what is measured on it. Rate is that of the tables which drove the search."""
 
     images: ImagesField
-    metrics: list[Metric] = ["psnr", "ms_ssim"]
+    metrics: Annotated[list[Metric], AfterValidator(distinct), AfterValidator(_compared)] = [
+        "psnr",
+        "ms_ssim",
+    ]
     rate: Literal["tables"] = "tables"
 
 
 class Resources(Section):
     """How one stage executes; enters no key."""
 
-    num_cpus: Positive = 1.0
-    num_gpus: Annotated[Number, Field(ge=0)] = 0.0
+    num_cpus: PositiveFloat = 1.0
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
     in_flight: PositiveInt = 64  # tasks submitted at once, at most
     log_every: PositiveInt = 20  # steps
     checkpoint_every: PositiveInt = 500  # steps
@@ -196,9 +216,11 @@ class Experiment(Section):
     train: Train | None = None
     codec: Annotated[list[ForeignCodec], BeforeValidator(lambda v: [v] if isinstance(v, dict) else v)] = []
     latents: Latents = Latents()
-    quantizers: Annotated[dict[str, QuantizerSection], Field(min_length=1)]
-    arms: Annotated[dict[str, Arm], Field(min_length=1)]
-    seeds: Annotated[list[int], BeforeValidator(_as_list), Field(min_length=1)] = [0]
+    quantizers: Annotated[dict[Name, QuantizerSection], Field(min_length=1)]
+    arms: Annotated[dict[Name, Arm], Field(min_length=1), AfterValidator(_controlled)]
+    seeds: Annotated[list[Seed], BeforeValidator(as_list), Field(min_length=1), AfterValidator(distinct)] = [
+        0
+    ]
     evaluate: Evaluate
     resources: AllResources = AllResources()
 
@@ -212,9 +234,8 @@ class Experiment(Section):
             and any(a.parts != "none" for a in self.arms.values())
         ):
             raise ValueError("`latents.images` is needed where there is no `train.images` to take them from")
-        for axis, values in (("train.lmbda", self.lmbdas), ("seeds", self.seeds)):
-            if len(set(values)) != len(values):
-                raise ValueError(f"{axis} holds a value twice: {values}")
+        if len(set(self.lmbdas)) != len(self.lmbdas):
+            raise ValueError(f"`codec` holds two codecs of one λ, found {self.lmbdas}")
         return self
 
     @property
@@ -238,7 +259,11 @@ def load(path: str, overrides: list[str] | None = None) -> Experiment:
     """
     file = Path(path)
     try:
-        document = _parse(file.read_text(), path)
+        document = _parse(file.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise ExperimentError(
+            f"{path}: expected text in UTF-8, found other bytes ({error}); save the file as UTF-8"
+        ) from error
     except OSError as error:
         raise ExperimentError(
             f"{path}: expected an experiment file, found none that can be read ({error.strerror})"
@@ -266,13 +291,14 @@ def _parse(text: str, where: str) -> Any:
 
     try:
         return YAML(typ="safe", pure=True).load(io.StringIO(text))
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # ValueError: a date that there is not, for instance
         raise ExperimentError(f"{where}: not a YAML document: {error}") from error
 
 
 def _describe(item: dict[str, Any]) -> str:
     """One pydantic error in our words: key, expectation, finding."""
-    key = ".".join(str(part) for part in item["loc"]) or "the file"
+    location = item["loc"][:-2] if item["loc"][-1:] == ("[key]",) else item["loc"]
+    key = ".".join(str(part) for part in location) or "the file"
     found = item["input"]
     if item["type"] == "extra_forbidden":
         section = _section(item["loc"][:-1])
@@ -314,7 +340,10 @@ def _anchor_paths(document: dict[str, Any], base: Path) -> None:
 
 def _anchored(value: Any, base: Path) -> Any:
     if isinstance(value, str):
-        return str((base / Path(value).expanduser()).resolve())
+        try:
+            return str((base / Path(value).expanduser()).resolve())
+        except (RuntimeError, ValueError) as error:  # a user that there is not, a NUL
+            raise ExperimentError(f"{value!r}: expected a path ({error})") from error
     if isinstance(value, list):
         return [_anchored(item, base) for item in value]
     if isinstance(value, dict) and "folders" in value:
@@ -331,7 +360,9 @@ def _override(document: dict[str, Any], override: str) -> None:
     parts = key.split(".")
     section = document
     for part in parts[:-1]:
-        inside = section.setdefault(part, {})
+        inside = section.get(part)
+        if inside is None:
+            inside = section[part] = {}
         if (
             isinstance(inside, str | list) and part == "images"
         ):  # `images: DIR` and then --set train.images.limit=5

@@ -7,8 +7,10 @@ from typing import get_args
 
 import pytest
 
-from jobs.experiment import Experiment, ExperimentError, QuantizerSection, Trellis, load
-from pipeline.quantizers import QUANTIZERS
+from jobs.experiment import Experiment, ExperimentError, QuantizerSection, load
+from jobs.fields import CHANNELS_MAX, STEP_RANGE, Trellis
+from pipeline.codec import artifact
+from pipeline.quantizers import QUANTIZERS, tables
 from pipeline.quantizers.trellis import TRELLISES
 
 FILE = """
@@ -61,7 +63,26 @@ def test_set_overrides_values_and_paths_are_relative_to_the_current_folder(
         ("train.steps=many", r"train\.steps: .*integer \(found 'many'\)"),
         ("train.steps=-1", r"train\.steps: .*greater than 0 \(found -1\)"),
         ("train.crop=100", r"train\.crop: .*multiple of 64 \(found 100\)"),
-        ("train.lmbda=[0.1, 0.1]", r"train\.lmbda holds a value twice"),
+        ("train.lmbda=[0.1, 0.1]", r"train\.lmbda: expected each value once \(found \[0\.1, 0\.1\]\)"),
+        ("train.lmbda=.inf", r"train\.lmbda\.0: .*finite number \(found inf\)"),
+        ("train.learning_rate=.nan", r"train\.learning_rate: .*finite number \(found nan\)"),
+        ("train.N=4097", r"train\.N: .*less than or equal to 4096 \(found 4097\)"),
+        ("train.M=4097", r"train\.M: .*less than or equal to 4096 \(found 4097\)"),
+        ("train.seed=9223372036854775808", r"train\.seed: .*less than 9223372036854775808"),
+        ("train.images='~no such user/photos'", r"'~no such user/photos': expected a path"),
+        ("seeds=[0, -1]", r"seeds\.1: .*greater than or equal to 0 \(found -1\)"),
+        ("seeds=[3, 3]", r"seeds: expected each value once \(found \[3, 3\]\)"),
+        (
+            "evaluate.metrics=[ms_ssim]",
+            r"evaluate\.metrics: expected `psnr` .* report .*\(found \['ms_ssim'\]\)",
+        ),
+        ("evaluate.metrics=[]", r"evaluate\.metrics: expected `psnr` among them.*\(found \[\]\)"),
+        ("evaluate.metrics=[psnr, psnr]", r"evaluate\.metrics: expected each value once"),
+        ("quantizers.urq.step=0.04", r"quantizers\.urq\.step: .*or equal to 0\.05 \(found 0\.04\)"),
+        ("quantizers.urq.step=65", r"quantizers\.urq\.step: .*or equal to 64 \(found 65\)"),
+        ("quantizers.tcq8.lmbda_q=.inf", r"quantizers\.tcq8\.lmbda_q: .*finite number \(found inf\)"),
+        ("quantizers.a b.kind=urq", r"quantizers: expected a name of letters, .*\(found 'a b'\)"),
+        ("arms.-a.parts=none", r"arms: expected a name .* begins with a letter or a digit \(found '-a'\)"),
         ("quantizers.tcq8.trellis=vvc9", r"quantizers\.tcq8\.trellis: .*'vvc8'.*\(found 'vvc9'\)"),
         ("quantizers.new.kind=tcq", r"quantizers\.new: kind 'tcq' needs a `trellis`"),
         ("quantizers.urq.lmbda_q=0.1", r"quantizers\.urq: kind 'urq' rounds and takes no `lmbda_q`"),
@@ -82,6 +103,54 @@ def test_scale_rows_need_real_latents(file: str) -> None:
         load(file, ["arms.paper={parts: decoder+scale, latents: noise}"])
 
 
+def test_a_name_that_reads_like_two_axes_is_refused(file: str) -> None:
+    with pytest.raises(ExperimentError, match=r"arms: expected a name .*\(found 'paper seed=0'\)"):
+        load(file, ["arms={paper: {parts: decoder}, paper seed=0: {parts: decoder}}"])
+    with pytest.raises(ExperimentError, match=r"arms: expected a name .*\(found 8\)"):
+        load(file, ["arms={8: {parts: decoder}}"])
+    assert set(load(file, ["arms={paper+scale.v1_a-b: {}, 8x: {}}"]).arms) == {"paper+scale.v1_a-b", "8x"}
+
+
+def test_nothing_behind_a_key_is_an_empty_section(file: str) -> None:
+    with Path(file).open("a") as more:
+        more.write("latents:\nresources:\n")
+    experiment = load(file, ["arms={base: , paper: {parts: decoder}}"])
+    assert experiment.arms["base"].parts == "none"
+    assert load(file, ["resources.train.num_cpus=3"]).resources.train.num_cpus == 3
+
+
+def test_two_codecs_of_one_lmbda_are_refused(file: str) -> None:
+    codecs = ", ".join(f"{{digest: {digit * 64}, lmbda: 0.1}}" for digit in "ab")
+    with pytest.raises(ExperimentError, match=r"`codec` holds two codecs of one λ, found \[0\.1, 0\.1\]"):
+        load(file, ["train=null", "latents.images=photos", f"codec=[{codecs}]"])
+
+
+def test_a_control_is_trained_like_what_it_controls_for(file: str) -> None:
+    control = "{parts: decoder, latents: noise, steps: 10"
+    assert load(file, [f"arms.noise={control}}}"]).arms["noise"].is_control
+    message = (
+        r"arms: expected the control 'noise' to be trained like an arm on quantized latents, found "
+        r"batch 4 against 8, clip 2\.0 against 1\.0 in the nearest, 'paper'; give both the same"
+    )
+    with pytest.raises(ExperimentError, match=message):
+        load(file, [f"arms.noise={control}, batch: 4, clip: 2}}", "arms.far={parts: decoder, steps: 11}"])
+    fits = ["arms.short={parts: decoder+scale, steps: 5}", "arms.noise.steps=5"]  # one arm that fits will do
+    assert load(file, ["arms.noise={parts: decoder, latents: noise}", *fits]).arms["noise"].steps == 5
+
+
+@pytest.mark.parametrize("key", ["steps", "batch", "crop", "learning_rate", "warmup", "clip", "precision"])
+def test_controls_share_every_setting_of_training(file: str, key: str) -> None:
+    values = {"crop": "96", "precision": "float32"}
+    with pytest.raises(ExperimentError, match=f"found {key} "):
+        load(
+            file,
+            [
+                "arms.noise={parts: decoder, latents: rounded, steps: 10}",
+                f"arms.noise.{key}={values.get(key, 3)}",
+            ],
+        )
+
+
 def test_missing_file_and_broken_yaml(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="expected an experiment file, found none that can be read"):
         load(str(tmp_path / "none.yaml"))
@@ -89,11 +158,26 @@ def test_missing_file_and_broken_yaml(tmp_path: Path) -> None:
     broken.write_text("name: [")
     with pytest.raises(ExperimentError, match=r"broken\.yaml: not a YAML document"):
         load(str(broken))
+    broken.write_text("name: 2020-13-45")  # a date that there is not
+    with pytest.raises(ExperimentError, match=r"broken\.yaml: not a YAML document"):
+        load(str(broken))
+    broken.write_bytes("name: größe".encode("latin-1"))
+    with pytest.raises(
+        ExperimentError, match=r"broken\.yaml: expected text in UTF-8, .*save the file as UTF-8"
+    ):
+        load(str(broken))
 
 
 def test_the_file_knows_the_quantizers_that_there_are() -> None:
     assert set(get_args(Trellis)) == set(TRELLISES)
     assert set(get_args(QuantizerSection.model_fields["kind"].annotation)) == set(QUANTIZERS)
+
+
+def test_the_file_accepts_what_the_pipeline_accepts(file: str) -> None:
+    assert (CHANNELS_MAX, STEP_RANGE) == (artifact.CHANNELS_MAX, tables.STEP_RANGE)
+    low, high = STEP_RANGE
+    limits = [f"train.N={CHANNELS_MAX}", f"quantizers.urq.step={low}", f"quantizers.tcq8.step={high}"]
+    assert load(file, limits).quantizers["tcq8"].step == high
 
 
 @pytest.mark.parametrize("path", sorted(Path("experiments").glob("*.yaml")), ids=str)

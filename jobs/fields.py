@@ -1,0 +1,50 @@
+"""Values in the experiment file that several sections or other modules know: their types, and what is accepted."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+Metric = Literal["psnr", "ms_ssim"]
+Trellis = Literal[
+    "vvc4",
+    "vvc8",
+    "ungerboeck4",
+    "ungerboeck8",
+    "ungerboeck16",
+    "ungerboeck32",
+    "ungerboeck64",
+    "ungerboeck128",
+    "ungerboeck256",
+]
+# As `pipeline` has them; imported from there they would bring torch and Numba along
+CHANNELS_MAX = 4096
+STEP_RANGE = (0.05, 64.0)
+
+
+def as_list(value: object) -> object:
+    """One value stands for a list of it."""
+    return [value] if isinstance(value, str | int | float) else value
+
+
+def distinct(values: list[Any]) -> list[Any]:
+    """Raises ValueError if a value stands there twice."""
+    if len(set(values)) != len(values):
+        raise ValueError("expected each value once")
+    return values
+
+
+def _as_name(value: object) -> object:
+    """Names are axes of labels such as `finetune quantizer=tcq8 arm=paper seed=0`, which blanks or = would confuse."""
+    if not (isinstance(value, str) and re.fullmatch("[A-Za-z0-9][A-Za-z0-9._+-]*", value)):
+        raise ValueError(
+            "expected a name of letters, digits, '.', '_', '+', '-' that begins with a letter or a digit"
+        )
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_as_name)]
+Channels = Annotated[int, Field(ge=1, le=CHANNELS_MAX)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]  # what torch's generators take
