@@ -21,8 +21,8 @@ from jobs.experiment import Arm, Experiment, ExperimentError, Images, Section
 from jobs.stage import Input, Node, Output
 from storage.keys import digest, flatten, sha256
 
-# Bumped by hand whenever a stage computes something else from the same ingredients; golden outputs in
-# tests/test_golden.py fail when that is forgotten.
+# Bumped by hand whenever a stage computes something else from the same ingredients; golden values in
+# tests/test_golden.py and tests/test_training.py fail when that is forgotten.
 STAGE_VERSIONS: Mapping[str, int] = {
     "ingest": 1,
     "train": 1,

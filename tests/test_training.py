@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.evaluate import score
 from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 from pipeline.coding import analyse, code, decode_latent, scale_inputs, synthesise
 from pipeline.quantizers import Tables, design, settings
+from pipeline.quantizers.lloyd import midpoint_tables
 from pipeline.sigma import SIGMA_LEVELS, sigma_levels
 from pipeline.training.base import BaseSettings, BaseTraining, random_crop, reflect_pad
 from pipeline.training.finetune import (
@@ -138,11 +140,13 @@ def test_base_training_resumes_bit_identically(images: list[np.ndarray]) -> None
     assert [second.advance()["loss"] for _ in range(3)] == losses[3:]
     ours, theirs = second.network.state_dict(), whole.network.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    # golden, in float32: what a step computes has changed if these do, and then the stage version must
-    assert losses[0] == pytest.approx(GOLDEN_FIRST_LOSS, rel=1e-4)
+    assert losses[0] == pytest.approx(GOLDEN_FIRST_LOSS, rel=1e-5)
 
 
+# Golden, in float32: when one of these moves, what a stage computes has changed, and so must its version
 GOLDEN_FIRST_LOSS = 199.05925
+GOLDEN_ARM_LOSS = {"quantized": 254.13397, "noise": 254.10114, "rounded": 254.12608}
+GOLDEN_SCORE = {"bits_y": 10677.4905, "bits_z": 259.779796, "psnr_db": 5.069275}
 
 
 def test_a_checkpoint_of_another_shape_is_refused(images: list[np.ndarray]) -> None:
@@ -208,6 +212,7 @@ def test_decoder_arms_change_the_decoder_alone_and_resume(
     arm = replace(ARM, latents=latents)
     whole = FinetuneTraining(arm, codec, tables, crops, control)
     losses = [whole.advance()["loss"] for _ in range(6)]
+    assert losses[0] == pytest.approx(GOLDEN_ARM_LOSS[latents], rel=1e-5)
     first, second = (FinetuneTraining(arm, codec, tables, crops, control) for _ in range(2))
     for _ in range(3):
         first.advance()
@@ -254,6 +259,14 @@ def test_rate_at_a_level_is_the_rate_of_the_tables(
     sigma = torch.from_numpy(sigma_levels()[level.numpy()].astype(np.float32))
     training.side.scales = lambda features: sigma  # type: ignore[method-assign,assignment]
     assert float(training._rate(crops.batch(0, 1))) * 128 * 128 == pytest.approx(coded.bits_y, rel=1e-3)
+
+
+def test_scores_are_golden(codec: Codec, images: list[np.ndarray]) -> None:
+    tables = midpoint_tables(settings("tcq", step=0.7, lmbda_q=0.1))
+    row = score(codec, tables, images[0], ["psnr", "ms_ssim"])
+    assert {name: row[name] for name in GOLDEN_SCORE} == pytest.approx(GOLDEN_SCORE, rel=1e-3)
+    assert row["bpp"] == pytest.approx((row["bits_y"] + row["bits_z"]) / (150 * 200))
+    assert row["ms_ssim"] is None  # a side of 150 pixels
 
 
 def test_level_places_are_linear_in_log_sigma() -> None:
