@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -111,6 +112,12 @@ def _load(file: str, overrides: list[str] | None) -> Experiment:
     return experiment_file.load(file, overrides)
 
 
+def _lmbda(value: float) -> float:
+    if not 0 < value < math.inf:  # also refuses NaN
+        raise typer.BadParameter(f"expected a finite number above 0, found {value:g}")
+    return value
+
+
 def _run(file: str, overrides: list[str] | None, options: Any) -> None:
     from jobs.session import execute
 
@@ -181,7 +188,7 @@ def import_codec(
     file: Annotated[
         Path, typer.Argument(help="CompressAI's MeanScaleHyperprior (.pth) or a .safetensors of ours")
     ],
-    lmbda: Annotated[float, typer.Option(help="the λ it was trained for")],
+    lmbda: Annotated[float, typer.Option(help="the λ it was trained for", callback=_lmbda)],
     workspace: WorkspaceOption = None,
 ) -> None:
     """Take a trained codec into the workspace.

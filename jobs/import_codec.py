@@ -8,11 +8,15 @@ Commits the codec with its integer hyper synthesis. Nothing is unpickled (`weigh
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
 from jobs.stage import Node, Outcome, Output, Task
+from storage.durable import write_file
 from storage.workspace import Workspace
+
+EXPECTED = "expected a state dict of CompressAI's MeanScaleHyperprior as torch.save writes it"
 
 
 def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -> str:
@@ -46,20 +50,28 @@ def read_codec(data: bytes) -> Any:
 
     if data[8:9] == b"{":  # safetensors: a length of 8 bytes, then JSON
         return Codec.from_bytes(data)
+    found = f"{len(data):,} bytes that begin with {data[:8]!r}"
     if data[:2] not in (b"PK", b"\x80\x02"):
+        raise ValueError(f"not a checkpoint: {EXPECTED}, or a .safetensors of ours, found {found}")
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
-            "not a checkpoint: expected a state dict of CompressAI's MeanScaleHyperprior as torch.save writes it, "
-            f"or a .safetensors of ours, found {len(data):,} bytes that begin with {data[:8]!r}"
-        )
-    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return Codec.from_network(import_state_dict(state.get("state_dict", state)))
+            f"not a checkpoint that can be read without running code from it: {EXPECTED}, found {found}; "
+            "it is damaged, or holds more than tensors and numbers: save the network's state_dict() alone"
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(leaf, torch.Tensor) for leaf in state.values()):
+        raise ValueError(f"{EXPECTED}, found no mapping of names to tensors")
+    return Codec.from_network(import_state_dict(state))
 
 
 def export_file(root: str, codec: str, file: Path) -> Path:
     """`retrellis export`: write a codec (by the first digits of its digest) as CompressAI's state dict.
 
     Raises:
-        ValueError: no codec of these digits, or several.
+        ValueError: no codec of these digits, or several; no place to write the file.
+        StorageFull: the disk is full; nothing is left behind.
     """
     import torch
 
@@ -74,5 +86,23 @@ def export_file(root: str, codec: str, file: Path) -> Path:
             f"expected one codec whose digest begins with {codec}, found {len(blobs)} in {workspace.root}"
         )
     network = Codec.from_bytes(workspace.blobs.get(blobs.pop())).network
-    torch.save(export_state_dict(network), file)
+    data = io.BytesIO()
+    torch.save(export_state_dict(network), data)
+    _write(file.resolve(), data.getvalue())
     return file
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Whole or not at all, in a folder that is there: a mistyped path makes no folders."""
+    if not file.parent.is_dir() or (file.exists() and not file.is_file()):
+        raise ValueError(f"{file}: expected a file's name in a folder that there is, found {_place(file)}")
+    try:
+        write_file(file, data, replace=True)
+    except OSError as error:
+        raise ValueError(
+            f"{file}: expected a place to write {len(data):,} bytes ({error.strerror})"
+        ) from error
+
+
+def _place(file: Path) -> str:
+    return "a folder or device of that name" if file.exists() else f"no folder {file.parent}"

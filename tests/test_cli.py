@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from laboratory import Lab
+from laboratory import Lab, resize
 
 from jobs import cli
+from jobs.import_codec import read_codec
 from pipeline.codec.compressai import export_state_dict
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 
@@ -80,6 +82,68 @@ def test_a_checkpoint_whose_shapes_do_not_fit_is_refused(
     assert "(8, 8, 5, 5)" in words
     assert "(8, 5, 5, 5)" in words
     assert not lab.records("results")
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "inf", "nan"])
+def test_a_codec_is_imported_for_a_lmbda_that_there_can_be(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, words = told(monkeypatch, capsys, "import", "any.pth", "--lmbda", value)
+    assert code == 2
+    assert words == (
+        f"retrellis: Invalid value for '--lmbda': expected a finite number above 0, found {value}\n"
+    )
+
+
+def saved(value: object) -> bytes:
+    """What torch.save writes."""
+    data = io.BytesIO()
+    torch.save(value, data)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"a picture", r"not a checkpoint: .* found 9 bytes that begin with b'a pictur'"),
+        (saved({})[:-30], r"damaged, or holds more than tensors"),
+        (saved(torch.nn.Linear(1, 1)), r"save the network's state_dict\(\) alone"),
+        (saved([1, 2]), r"found no mapping of names to tensors"),
+        (saved({"epoch": 3}), r"found no mapping of names to tensors"),
+    ],
+    ids=["other", "cut", "pickle", "list", "numbers"],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_codec(data)
+
+
+def test_export_writes_a_whole_file_or_says_why_not(
+    lab: Lab, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, there = lab.folder / "foreign.pth", ["--workspace", lab.root]
+    torch.save(export_state_dict(MeanScaleHyperprior(8, 12).initialise(torch.Generator())), source)
+    assert told(monkeypatch, capsys, "import", str(source), "--lmbda", "0.013", *there) == (0, "")
+    digest = lab.record("import")["outputs"]["codec"]["digest"]
+
+    def export(file: Path) -> tuple[int, str]:
+        return told(monkeypatch, capsys, "export", digest[:8], str(file), *there)
+
+    nowhere = lab.folder / "no" / "y.pth"
+    code, words = export(nowhere)
+    assert (code, nowhere.parent.exists()) == (1, False)
+    assert words == (
+        f"retrellis: {nowhere}: expected a file's name in a folder that there is, "
+        f"found no folder {nowhere.parent}\n"
+    )
+    assert export(lab.folder)[1].endswith("found a folder or device of that name\n")
+    resize(small_disk, 64)
+    code, words = export(small_disk / "y.pth")
+    assert (code, list(small_disk.iterdir())) == (1, [])
+    assert words.startswith("retrellis: disk full: expected room for ")
+    resize(small_disk, 1 << 13)
+    assert export(small_disk / "y.pth") == (0, "")
+    assert read_codec((small_disk / "y.pth").read_bytes()).digests().codec == digest
 
 
 def test_no_workspace_to_look_at(
