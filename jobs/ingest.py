@@ -77,9 +77,8 @@ def compute(task: Task) -> Outcome:
     """Ingest what is new and give the digests of all."""
     files: list[File] = list(task.node.parameters["files"])
     settings = task.node.settings
-    rehash = any(file.content for file in files)
     known = ImageStore(task.workspace).index().sources
-    new = [f for f in files if rehash or _source(f, settings).key not in known]
+    new = _to_read(files, settings, known)
     fresh = _ingest(task, new)
     _tell_changed(task, known, fresh.values())
     index = ImageStore(task.workspace).index()
@@ -155,8 +154,8 @@ def _tell_changed(task: Task, known: Mapping[SourceKey, Source], fresh: Iterable
     changed = [s.path for s in fresh if s.key in known and known[s.key].digest != s.digest]
     if changed:
         task.say(
-            f"other pixels than before under the same path, size and time: {_some(changed)}. `touch` what has "
-            "changed, or go on with --rehash: runs without it know files by size and time and take the older pixels"
+            f"changed under the same path, size and time: {_some(changed)}. `touch` what has changed, or go on "
+            "with --rehash: runs without it know files by size and time, and take the older pixels"
         )
 
 
@@ -193,8 +192,12 @@ def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -
     """What `plan` says of it."""
     files: list[File] = list(node.parameters["files"])
     known = ImageStore(workspace).index().sources
-    new = [f for f in files if _source(f, node.settings).key not in known]
-    return f"{len(new)} of {len(files)} files"
+    return f"{len(_to_read(files, node.settings, known))} of {len(files)} files"
+
+
+def _to_read(files: list[File], settings: Mapping[str, Any], known: Mapping[SourceKey, Source]) -> list[File]:
+    """The files not seen before; all of them where times are distrusted."""
+    return [file for file in files if file.content or _source(file, settings).key not in known]
 
 
 def _source(file: File, settings: Mapping[str, Any]) -> Source:
