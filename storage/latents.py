@@ -201,14 +201,6 @@ class LatentSet:
             raise LatentError(f"{self._folder}: expected a recorded part {part!r} to retire, found none.")
         self._note("retired", part, reason)
 
-    def fail(self, name: str, reason: str) -> None:
-        """Record that an image, by its digest, could not be quantized, and why. The first reason stays."""
-        self._note("failed", name, reason)
-
-    def failed(self) -> dict[str, str]:
-        """Reasons of the images that failed, by digest, sorted."""
-        return {name: self._record(self._name("failed", name))["reason"] for name in self._list("failed")}
-
     def _put(self, group: str, objects: Mapping[str, bytes]) -> None:
         try:
             for name, data in objects.items():

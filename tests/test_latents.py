@@ -230,16 +230,6 @@ def test_a_retired_part_is_written_anew(workspace: Workspace) -> None:
     assert_equal(stored.read(latents(0).digest), latents(0))
 
 
-def test_failed_images_keep_their_first_reason(workspace: Workspace) -> None:
-    stored = LatentSet(workspace, KEY)
-    stored.fail("beef", "not finite")
-    stored.fail("beef", "again")
-    stored.fail("abad", "too large")
-    assert stored.failed() == {"abad": "too large", "beef": "not finite"}
-    with pytest.raises(LatentError, match="expected image beef in a part, found none"):
-        stored.read("beef")
-
-
 def damaged(data: bytes, kind: str) -> bytes:
     """An object's bytes after something happened to them."""
     middle = len(data) // 2
