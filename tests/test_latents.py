@@ -225,6 +225,8 @@ def test_a_retired_part_is_written_anew(workspace: Workspace) -> None:
         stored.read_part(first["part"])
     with pytest.raises(LatentError, match="expected a recorded part 'x' to retire"):
         stored.retire("x", "typing error")
+    with pytest.raises(LatentError, match="expected image beef in a part, found none"):
+        stored.read("beef")
     second = LatentSet(workspace, KEY).write_part("0", [latents(0)])
     assert list(stored.parts()) == [second["part"]] != [first["part"]]
     assert_equal(stored.read(latents(0).digest), latents(0))
