@@ -108,10 +108,6 @@ def _only(text: str | None) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _load(file: str, overrides: list[str] | None) -> Experiment:
-    return experiment_file.load(file, overrides)
-
-
 def _lmbda(value: float) -> float:
     if not 0 < value < math.inf:  # also refuses NaN
         raise typer.BadParameter(f"expected a finite number above 0, found {value:g}")
@@ -121,7 +117,7 @@ def _lmbda(value: float) -> float:
 def _run(file: str, overrides: list[str] | None, options: Any) -> None:
     from jobs.session import execute
 
-    execute(_load(file, overrides), options, console)
+    execute(experiment_file.load(file, overrides), options, console)
 
 
 def _stage_command(stage: str | None, help_text: str) -> Any:
@@ -179,7 +175,9 @@ def plan(
     from jobs.session import Options, show_plan
 
     show_plan(
-        _load(file, overrides), Options(_workspace(workspace), None, _only(only), rehash=rehash), console
+        experiment_file.load(file, overrides),
+        Options(_workspace(workspace), None, _only(only), rehash=rehash),
+        console,
     )
 
 
