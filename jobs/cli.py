@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from jobs import experiment as experiment_file
-from jobs.experiment import Experiment, ExperimentError
+from jobs.experiment import ExperimentError
 from storage.errors import StorageError
 
 app = typer.Typer(
