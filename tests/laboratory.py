@@ -40,6 +40,8 @@ resources:
   train: {num_cpus: 1, log_every: 5, checkpoint_every: 10}
   finetune: {num_cpus: 1}
 """
+# A shell's background jobs ignore Ctrl-C, and so would what they start
+INTERRUPTIBLE = ("env", "--default-signal=INT")
 COMMAND = str(Path(sys.executable).with_name("retrellis"))
 COMPARED = frozenset(
     {"codec", "tables", "latents", "scores"}
@@ -107,7 +109,7 @@ class Lab:
         output = Path(f"{self.root}.{uuid.uuid4().hex[:8]}.txt")
         with output.open("w") as file:
             process = subprocess.Popen(
-                [COMMAND, *arguments],
+                [*INTERRUPTIBLE, COMMAND, *arguments],
                 env=environment,
                 cwd=cwd or self.folder,
                 stdout=file,
