@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ class Cluster:
         self._ray: Any = None
         self._is_ours = False
         self._interrupted = False
+        self._worked = threading.local()  # each stage instance is driven by one thread
         self._pending: set[Any] = set()  # references that some thread waits for
 
     def require(self, shares: Mapping[str, Share]) -> None:
@@ -107,7 +109,7 @@ class Cluster:
             item, losses = running.pop(ready)
             self._pending.discard(ready)
             try:
-                result = ray.get(ready)
+                seconds, result = ray.get(ready)
             except Exception as error:
                 self._check_interrupted()
                 if _worker_lost(error) and losses < LOST_WORKER_RETRIES:
@@ -115,6 +117,7 @@ class Cluster:
                 else:
                     failures.append(_failure(error))
             else:
+                self._count(seconds)
                 yield item, result
         if failures:
             raise failures[0]
@@ -145,9 +148,18 @@ class Cluster:
         references = self._submit(remote, function, share, args)
         try:
             for reference in references:
-                yield self._ray.get(reference)
+                seconds, message = self._ray.get(reference)
+                self._count(seconds)
+                yield message
         finally:
             self._pending.discard(references)
+
+    def worked_s(self) -> float:
+        """Seconds that workers have spent for this thread so far; waiting for a free one is not among them."""
+        return getattr(self._worked, "seconds", 0.0)
+
+    def _count(self, seconds: float) -> None:
+        self._worked.seconds = self.worked_s() + seconds
 
     def interrupt(self) -> None:
         """Kill the tasks that are waited for: who waits for them gets Interrupted, as does who submits more."""
@@ -235,18 +247,23 @@ def _threads(share: Share) -> int:
     return max(1, int(share.num_cpus))
 
 
-def _call(function: Callable[..., Result], threads: int, args: tuple[Any, ...]) -> Result:
-    """Runs in the worker."""
+def _call(function: Callable[..., Result], threads: int, args: tuple[Any, ...]) -> tuple[float, Result]:
+    """Runs in the worker; gives the seconds it took, too."""
     set_threads(threads)
-    return function(*args)
+    clock = time.monotonic()
+    result = function(*args)
+    return time.monotonic() - clock, result
 
 
 def _generate(
     function: Callable[..., Iterator[Message]], threads: int, args: tuple[Any, ...]
-) -> Generator[Message, None, None]:
-    """Runs in the worker."""
+) -> Generator[tuple[float, Message], None, None]:
+    """Runs in the worker; gives the seconds since the message before, too."""
     set_threads(threads)
-    yield from function(*args)
+    clock = time.monotonic()
+    for message in function(*args):
+        yield time.monotonic() - clock, message
+        clock = time.monotonic()
 
 
 def _worker_lost(error: BaseException) -> bool:

@@ -130,7 +130,13 @@ def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record
     if name not in drive.distrusted and (record := drive.workspace.records.get(name)):
         drive.board.say(f"done: {node.id}: another run has made it meanwhile")
         return record
-    about = {"attempt": attempt, "instance": node.id, "stage": node.stage, "key": step.key, "started": _now()}
+    about: Record = {
+        "attempt": attempt,
+        "instance": node.id,
+        "stage": node.stage,
+        "key": step.key,
+        "started": _now(),
+    }
     about |= {"experiment": drive.experiment, "host": platform.node()}
     place = f"attempts/{node.stage}/{step.key}/{attempt}"
     drive.workspace.records.create(place, about)
@@ -147,6 +153,7 @@ def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record
         progress=row.update,
         say=lambda line: drive.board.say(f"  {node.id}: {line}"),
     )
+    before = drive.cluster.worked_s()
     try:
         outcome = import_module(STAGES[node.stage]).compute(task)
     except BaseException as error:
@@ -155,8 +162,10 @@ def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record
     finally:
         heartbeat.close()
         row.close()
-    seconds = round(time.monotonic() - clock, 3)
-    return _commit(about | {"ended": _now(), "seconds": seconds}, step, task, outcome, drive)
+    # Where several instances want the same cores, most of the time is spent waiting for them
+    spent = {"seconds": time.monotonic() - clock, "worker_seconds": drive.cluster.worked_s() - before}
+    about |= {"ended": _now(), **{name: round(value, 3) for name, value in spent.items()}}
+    return _commit(about, step, task, outcome, drive)
 
 
 def _commit(about: Record, step: Step, task: Task, outcome: Outcome, drive: Drive) -> Record:
@@ -172,7 +181,8 @@ def _commit(about: Record, step: Step, task: Task, outcome: Outcome, drive: Driv
     }
     name = f"results/{step.node.stage}/{step.key}"
     if drive.workspace.records.create(name, record):
-        drive.board.say(f"done: {step.node.id} in {record['seconds']:.1f} s")
+        worked = f" ({record['worker_seconds']:.1f} s of work)" if record["worker_seconds"] else ""
+        drive.board.say(f"done: {step.node.id} in {record['seconds']:.1f} s{worked}")
     else:
         record = drive.workspace.records.get(name) or record
         drive.board.say(f"done: {step.node.id}: a record of it was there first, and is taken")

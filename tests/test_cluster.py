@@ -189,3 +189,10 @@ def test_an_interruption_ends_tasks_at_once_and_lets_no_more_begin(cluster: Clus
     with pytest.raises(Interrupted):
         cluster.run(square, (1,), Share())
     assert Cluster().run(square, (3,), Share()) == 9  # Ray itself goes on
+
+
+def test_the_work_of_workers_is_counted_without_the_waiting(cluster: Cluster) -> None:
+    before = cluster.worked_s()
+    for _ in cluster.map(time.sleep, [(0.2,), (0.2,)], Share(num_cpus=1)):
+        pass
+    assert 0.4 <= cluster.worked_s() - before < 2
