@@ -89,7 +89,9 @@ def _data(
     latents = LatentSet(workspace, inputs["latents"]["note"]["set"])
     _require_same(latents.content_digest(digests), inputs["latents"]["digest"])
     with_scale = arm.parts == "decoder+scale"
-    found = local_latents(latents, digests, codec, tables, with_scale)
+    found: dict[str, RaggedArrays] = {}
+    if arm.latents != "rounded":  # which needs nothing of the real ones but their MSE
+        found |= local_latents(latents, digests, codec, tables, with_scale)
     if arm.latents != "quantized":
         found |= local_analysis(workspace, digests, codec)
     names = FIELDS[arm.latents] + (SCALE_FIELDS if with_scale else ())

@@ -94,7 +94,8 @@ def local_analysis(workspace: Workspace, digests: list[str], codec: Codec) -> di
 
 def _encoder_side(codec: Codec) -> dict[str, str]:
     """Both digests: σ, which rate decides, chooses tables and so reconstruction points."""
-    return {"grid": codec.digests().grid, "rate": codec.digests().rate}
+    digests = codec.digests()
+    return {"grid": digests.grid, "rate": digests.rate}
 
 
 def _materialise(

@@ -9,6 +9,7 @@ Commits immutable parts, each by its record; then the digest of the latents of j
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from jobs.local import image_digests
 from jobs.stage import Node, Outcome, Output, Task
@@ -22,7 +23,7 @@ IMAGES_PER_BUCKET = 16  # on average
 SET_VERSION = 1  # bumped when the same ingredients give other indices
 
 
-def set_key(inputs: dict[str, Output]) -> str:
+def set_key(inputs: Mapping[str, Output]) -> str:
     """What names a latent set: all that decides an image's indices, and no list of images."""
     note = inputs["codec"]["note"]
     return digest(
@@ -46,7 +47,7 @@ def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -
 
 def compute(task: Task) -> Outcome:
     """Quantize what the set lacks."""
-    latents = LatentSet(task.workspace, set_key(dict(task.inputs)))
+    latents = LatentSet(task.workspace, set_key(task.inputs))
     digests = image_digests(task.workspace, task.inputs["images"]["blob"])
     missing = latents.missing(digests)
     done, total = 0, len(missing)

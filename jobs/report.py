@@ -85,7 +85,7 @@ def make_report(
     return {file: workspace.blobs.put(data, Path(file).suffix) for file, data in sorted(files.items())}, table
 
 
-def show(workspace: Workspace, label: str, record: dict[str, Any], console: Console) -> None:
+def show(workspace: Workspace, record: dict[str, Any], console: Console) -> None:
     """Lay a report's files out in the workspace and print its table."""
     name = record["axes"]["experiment"]
     files = record["outputs"]["report"]["files"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -97,9 +98,9 @@ class Session:
             if account.commit():  # what is reused stands under a new experiment: MLflow shows it there too
                 with Follower(account, self.workspace, self.options.tracking, self.console) as follower:
                     follower.notify(produced)
-        for label, record in produced.items():
+        for record in produced.values():
             if record["stage"] == "report":
-                report.show(self.workspace, label, record, self.console)
+                report.show(self.workspace, record, self.console)
         return produced
 
     def _compute(self, account: Account) -> dict[str, dict[str, Any]]:
@@ -133,8 +134,9 @@ class Session:
     def _approve(self, step: Step) -> None:
         """Asked before a run, and again before a training starts: its images may first have to be read."""
         if not self.options.retrain:
-            _refuse_retraining(self.experiment, self.results, step, self._stood_on())
+            _refuse_retraining(self.experiment, self.results, step, self._stood_on)
 
+    @cached_property
     def _stood_on(self) -> set[str]:
         """Keys of all instances that experiments of this name were recorded with, whoever made them."""
         experiments = self.workspace.records.load("experiments").values()
@@ -189,15 +191,15 @@ def _without_data(workspace: Workspace, steps: list[Step]) -> Iterator[str]:
         BlobError: an output itself is gone; it says what to do.
     """
     done = {step.node.id: step.record for step in steps if step.record}
-    index = ImageStore(workspace).index() if done else None
+    index = ImageStore(workspace).index()
     for step in steps:
-        if step.record is None or index is None:
+        if step.record is None:
             continue
-        for output in step.record["outputs"].values():
+        outputs = step.record["outputs"]
+        for output in outputs.values():
             for blob in filter(None, [output.get("blob"), *output.get("files", {}).values()]):
                 workspace.blobs.path(blob)
         name = f"results/{step.node.stage}/{step.key}"
-        outputs = step.record["outputs"]
         if step.node.stage == "ingest":
             if not index.images.keys() >= set(image_digests(workspace, outputs["images"]["blob"])):
                 yield name

@@ -8,6 +8,7 @@ Commits the codec (weights, integer hyper synthesis, tables of the prior) and it
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,8 +78,6 @@ def train_codec(
 
 def commit_codec(workspace: Workspace, codec: Any, metrics: str, note: dict[str, Any]) -> Message:
     """Keep a codec and its metrics; the outcome message."""
-    import json
-
     blob = workspace.blobs.put(codec.to_bytes(), ".safetensors")
     lines = workspace.blobs.put(metrics.encode(), ".jsonl")
     digests = codec.digests()

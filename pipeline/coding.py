@@ -27,6 +27,7 @@ class CodedImage:
         indices: int32 (M, h, w). hyper_indices: int16 (N, h/4, w/4).
         latent: ŷ, float32 (M, h, w).
         bits_y, bits_z: ideal code lengths by the integer frequencies, escapes included.
+        squared_error: Σ(ŷ − y)² over all latents.
     """
 
     indices: npt.NDArray[np.int32]

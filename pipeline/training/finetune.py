@@ -138,8 +138,9 @@ class FinetuneTraining:
             RuntimeError: it is not, which is a bug.
         """
         finetuned = self.codec.refined(self.side)
+        before, after = self.codec.digests(), finetuned.digests()
         for name in ("grid",) if self.trains_scale else ("grid", "rate"):
-            if getattr(finetuned.digests(), name) != getattr(self.codec.digests(), name):
+            if getattr(after, name) != getattr(before, name):
                 raise RuntimeError(
                     f"finetuning {self.settings.parts} changed the codec's {name} digest: please report"
                 )
