@@ -27,7 +27,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "ingest": 1,
     "train": 1,
     "import": 1,
-    "tables": 1,
+    "tables": 2,
     "quantize": 1,
     "finetune": 1,
     "evaluate": 1,

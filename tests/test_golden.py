@@ -23,9 +23,9 @@ from pipeline.sigma import SIGMA_LEVELS, sigma_levels
 from storage.images import image_set_digest, pixel_digest
 from storage.keys import digest, sha256
 
-VERSIONS = dict.fromkeys(
-    ("ingest", "train", "import", "tables", "quantize", "finetune", "evaluate", "report"), 1
-)
+VERSIONS = dict.fromkeys(("ingest", "train", "import", "quantize", "finetune", "evaluate", "report"), 1) | {
+    "tables": 2
+}
 
 KEYS = {
     "train": "8a098839256612e96235d3721ff33078c79dfa6b85191952fc00d3afe6e29c57",

@@ -12,10 +12,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.quantizers import lookup, rdoq, tcq, urq
+from pipeline.quantizers import deadzone, lookup, rdoq, tcq, urq
 from pipeline.quantizers.contract import Quantized, Quantizer
 from pipeline.quantizers.kernels import plain
 from pipeline.quantizers.lloyd import design_tables
+from pipeline.quantizers.lookup import contexts
 from pipeline.quantizers.tables import MAX_INDEX, Settings, Tables
 
 __all__ = [
@@ -32,11 +33,17 @@ __all__ = [
     "settings",
 ]
 
-QUANTIZERS: dict[str, Quantizer] = {"urq": urq, "rdoq": rdoq, "tcq": tcq}
+QUANTIZERS: dict[str, Quantizer] = {"urq": urq, "deadzone": deadzone, "rdoq": rdoq, "tcq": tcq}
 
 
 def settings(
-    kind: str, trellis: str | None = None, step: float | None = None, lmbda_q: float | None = None
+    kind: str,
+    trellis: str | None = None,
+    step: float | None = None,
+    lmbda_q: float | None = None,
+    *,
+    context: str = "quantizer",
+    offset: tuple[float, ...] | None = None,
 ) -> Settings:
     """Settings with the kind's defaults where None is given.
 
@@ -45,6 +52,8 @@ def settings(
         trellis: name in `pipeline.quantizers.trellis.TRELLISES`, for tcq.
         step: Δ, latent units.
         lmbda_q: λ_q/Δ².
+        context: quantizer or state, for tcq.
+        offset: rounding offsets, for deadzone.
 
     Raises:
         ValueError: if the kind is unknown, a value impossible, or one that the kind has no use for.
@@ -55,6 +64,8 @@ def settings(
         defaults.trellis if trellis is None else trellis,
         defaults.step if step is None else step,
         defaults.lmbda_q if lmbda_q is None else lmbda_q,
+        context,
+        defaults.offset if offset is None else offset,
     )
     _named(kind).check(chosen)
     return chosen
@@ -112,18 +123,6 @@ def dequantize(
 ) -> npt.NDArray[np.float32]:
     """r̂ float32 [C, T] from what a decoder has: bit for bit `quantize`'s reconstruction. Raises as it does."""
     return lookup.reconstruct(tables, sigma_index_CT, contexts(indices_CT, tables), indices_CT)
-
-
-def contexts(indices_CT: npt.NDArray[np.int32], tables: Tables) -> npt.NDArray[np.uint8]:
-    """The context uint8 [C, T] that codes each index, from the indices before it in lane order.
-
-    Raises:
-        ValueError: unless the indices are int32 [C, T] with |k| ≤ 32766.
-    """
-    lookup.check_indices(indices_CT)
-    if indices_CT.ndim != 2:
-        raise ValueError(f"indices: expected int32 [C, T], found {indices_CT.dtype} {indices_CT.shape}")
-    return _of(tables.settings).contexts(plain(indices_CT), tables.settings)
 
 
 def sequence_bits(

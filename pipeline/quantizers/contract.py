@@ -37,9 +37,6 @@ class Quantizer(Protocol):
     def check(self, settings: Settings) -> None:
         """Raise ValueError, in words, if the settings do not suit this kind."""
 
-    def contexts(self, indices_CT: npt.NDArray[np.int32], settings: Settings) -> npt.NDArray[np.uint8]:
-        """The context uint8 [C, T] of each index: which of a σ level's C tables codes it, from indices before it."""
-
     def search(
         self, residual_CT: npt.NDArray[np.float32], sigma_index_CT: npt.NDArray[np.uint8], tables: Tables
     ) -> npt.NDArray[np.int32]:

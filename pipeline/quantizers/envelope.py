@@ -82,7 +82,8 @@ def envelopes(tables: Tables, stride: int) -> Envelopes:
         lines.append(_lower_envelope(points, rate, lmbda, stride))
         guess, bins_per_unit = _guesses(lines[-1]["threshold"], points[-1])
         guesses.append(guess + lines_before)
-        far = (K, u, stride, rate[-1], lmbda, settings.spacing, settings.step * context)
+        shift = settings.step * settings.context_quantizers[context]
+        far = (K, u, stride, rate[-1], lmbda, settings.spacing, shift)
         branches[level, context, u] = (points[-1], bins_per_unit, bins_before, *far)
         bins_before, lines_before = bins_before + len(guess), lines_before + len(lines[-1])
     return Envelopes(branches.ravel(), np.concatenate(guesses), np.concatenate(lines))
@@ -95,8 +96,9 @@ def _first_escape(K: int, u: int, stride: int) -> int:
 
 def _points(tables: Tables, level: int, context: int, first_escape: int) -> Floats:
     """Levels of |k| = 0 … first_escape, of which those up to K and the last are used."""
-    lattice = tables.settings.lattice(np.arange(first_escape + 1))[context].astype(np.float32)
-    known = tables.reconstruction_rows(level)[context]
+    quantizer = tables.settings.context_quantizers[context]
+    lattice = tables.settings.lattice(np.arange(first_escape + 1))[quantizer].astype(np.float32)
+    known = tables.reconstruction_rows(level)[quantizer]
     lattice[: len(known)] = known
     return lattice.astype(np.float64)
 

@@ -110,7 +110,7 @@ def search_lanes(
         r, sigma_index, k = residual_CT[lane::LANES], sigma_index_CT[lane::LANES], indices_CT[lane::LANES]
         state = _forward(r, sigma_index, branches, guess, lines, into, survivors)
         _trace_back(survivors[: r.size], into, state)
-        _choose(r, sigma_index, branches, guess, lines, survivors, k)
+        _choose(r, sigma_index, branches, guess, lines, survivors, np.int64(into[:, :, 1].max()) + 1, k)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -119,14 +119,15 @@ def _forward(
 ) -> Any:
     """Viterbi's algorithm over a lane: fills `survivors`, a bit a state (which way in), returns the best last state."""
     states, (channels, positions) = len(into), residual_CT.shape
-    metric, following, cost = np.full(states, np.inf), np.empty(states), np.empty(4)
+    ways = np.int64(into[:, :, 1].max()) + 1
+    metric, following, cost = np.full(states, np.inf), np.empty(states), np.empty(ways)
     metric[0] = 0.0
     step = 0
     for channel in range(channels):
         for position in range(positions):
             r = np.float64(residual_CT[channel, position])
-            first = 4 * np.int64(sigma_index_CT[channel, position])
-            for branch in range(4):
+            first = ways * np.int64(sigma_index_CT[channel, position])
+            for branch in range(ways):
                 cost[branch] = _best(r, first + branch, branches, guess, lines)[0]
             for byte in range(survivors.shape[1]):
                 bits = np.int64(0)
@@ -154,7 +155,14 @@ def _trace_back(survivors: Any, into: Any, state: Any) -> None:
 
 @numba.njit(nogil=True, cache=True)
 def _choose(
-    residual_CT: Any, sigma_index_CT: Any, branches: Any, guess: Any, lines: Any, path: Any, indices_CT: Any
+    residual_CT: Any,
+    sigma_index_CT: Any,
+    branches: Any,
+    guess: Any,
+    lines: Any,
+    path: Any,
+    ways: int,
+    indices_CT: Any,
 ) -> None:
     """The indices along a path: to find one again is cheaper than to keep four a position."""
     channels, positions = residual_CT.shape
@@ -162,7 +170,7 @@ def _choose(
     for channel in range(channels):
         for position in range(positions):
             r = np.float64(residual_CT[channel, position])
-            branch = 4 * np.int64(sigma_index_CT[channel, position]) + path[step, 0]
+            branch = ways * np.int64(sigma_index_CT[channel, position]) + path[step, 0]
             indices_CT[channel, position] = _best(r, branch, branches, guess, lines)[1]
             step += 1
 
@@ -203,7 +211,7 @@ def fill_bits(
 @numba.njit(nogil=True, cache=True)
 def fill_levels(
     sigma_index: Any,
-    contexts: Any,
+    quantizers: Any,
     indices: Any,
     alphabet: Any,
     start: Any,
@@ -215,7 +223,7 @@ def fill_levels(
     for i in range(indices.size):
         k, K = indices[i], alphabet[sigma_index[i]]
         if abs(k) <= K:
-            level = point[start[sigma_index[i]] + contexts[i] * (K + 1) + abs(k)]
+            level = point[start[sigma_index[i]] + quantizers[i] * (K + 1) + abs(k)]
         else:
-            level = lattice[contexts[i], abs(k)]
+            level = lattice[quantizers[i], abs(k)]
         levels[i] = -level if k < 0 else level

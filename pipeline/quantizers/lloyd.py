@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pipeline.frequencies import TOTAL, integer_frequencies
 from pipeline.quantizers.contract import Quantizer
-from pipeline.quantizers.lookup import channel_bits, reconstruct
+from pipeline.quantizers.lookup import channel_bits, contexts, reconstruct
 from pipeline.quantizers.tables import Settings, Tables, alphabet_sizes
 from pipeline.sigma import SIGMA_LEVELS, sigma_levels
 
@@ -52,7 +52,8 @@ def gaussian_cells(settings: Settings, K: int, sigma: float) -> npt.NDArray[np.f
     upper = np.vectorize(math.erfc)(edges) / 2  # P(r > edge), exact in the tail
     cells = np.concatenate([0.5 - upper[:, :1], upper[:, :-1] - upper[:, 1:]], axis=1)
     cells[:, 0] *= 2
-    return np.concatenate([cells[:, :0:-1], cells, 2 * upper[:, -1:]], axis=1)
+    by_quantizer = np.concatenate([cells[:, :0:-1], cells, 2 * upper[:, -1:]], axis=1)
+    return by_quantizer[settings.context_quantizers]
 
 
 def midpoint_tables(settings: Settings, width: float = 1.0) -> Tables:
@@ -77,7 +78,8 @@ def gather(
     symbol = (
         tables.frequency_start[sigma_index] + contexts * (2 * K + 2) + np.where(coded, indices + K, 2 * K + 1)
     )
-    point = (tables.reconstruction_start[sigma_index] + contexts * (K + 1) + abs(indices))[coded]
+    quantizers = tables.settings.context_quantizers[contexts]
+    point = (tables.reconstruction_start[sigma_index] + quantizers * (K + 1) + abs(indices))[coded]
     signed = (np.sign(indices) * residual.astype(np.float64))[coded]
     return Statistics(
         np.bincount(symbol.ravel(), minlength=tables.frequencies.size).astype(np.float64),
@@ -147,7 +149,7 @@ def _lloyd(
     sigma_index_CT = np.repeat(np.arange(SIGMA_LEVELS, dtype=np.uint8)[:, None], unit.size, axis=1)
     for _ in range(rounds):
         indices_CT = quantizer.search(residual_CT, sigma_index_CT, tables)
-        contexts_CT = quantizer.contexts(indices_CT, settings)
+        contexts_CT = contexts(indices_CT, tables)
         bits = channel_bits(tables, sigma_index_CT, contexts_CT, indices_CT) / unit.size
         error_CT = reconstruct(tables, sigma_index_CT, contexts_CT, indices_CT) - residual_CT
         distortion = np.square(error_CT, dtype=np.float64).mean(-1) / settings.step**2

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.frequencies import escape_bits, frequency_bits
-from pipeline.quantizers.kernels import fill_bits, fill_levels, plain
+from pipeline.quantizers.kernels import fill_bits, fill_levels, follow, plain
 from pipeline.quantizers.tables import MAX_INDEX, Settings, Tables
 from pipeline.sigma import SIGMA_LEVELS
 
@@ -20,7 +20,7 @@ from pipeline.sigma import SIGMA_LEVELS
 @lru_cache(maxsize=8)
 def _bits(tables: Tables) -> npt.NDArray[np.float64]:
     """Bits of each symbol, laid out as the frequencies."""
-    return frequency_bits(tables.frequencies)
+    return frequency_bits(tables.frequencies.astype(np.uint32))
 
 
 @lru_cache(maxsize=1)
@@ -33,6 +33,22 @@ def _escape_bits() -> npt.NDArray[np.float64]:
 def _lattice(settings: Settings) -> npt.NDArray[np.float32]:
     """Plain levels, float32 [Q, 32767], by |k|."""
     return settings.lattice(np.arange(MAX_INDEX + 1)).astype(np.float32)
+
+
+def contexts(indices_CT: npt.NDArray[np.int32], tables: Tables) -> npt.NDArray[np.uint8]:
+    """The context uint8 [C, T] that codes each index, from the indices before it in lane order.
+
+    Raises:
+        ValueError: unless the indices are int32 [C, T] with |k| ≤ 32766.
+    """
+    check_indices(indices_CT)
+    if indices_CT.ndim != 2:
+        raise ValueError(f"indices: expected int32 [C, T], found {indices_CT.dtype} {indices_CT.shape}")
+    chosen = tables.settings
+    contexts_CT = np.zeros(indices_CT.shape, np.uint8)
+    if chosen.machine.states > 1:
+        follow(plain(indices_CT), chosen.machine.next_state, chosen.state_contexts, contexts_CT)
+    return contexts_CT
 
 
 def code_bits(
@@ -73,7 +89,8 @@ def reconstruct(
     _check(tables, sigma_index, contexts, indices)
     levels = np.empty(indices.shape, np.float32)
     start, lattice = tables.reconstruction_start, _lattice(tables.settings)
-    inputs = (plain(sigma_index.ravel()), plain(contexts.ravel()), plain(indices.ravel()))
+    quantizers = tables.settings.context_quantizers[contexts.ravel()]
+    inputs = (plain(sigma_index.ravel()), plain(quantizers), plain(indices.ravel()))
     fill_levels(*inputs, tables.alphabet, start, tables.reconstruction, lattice, levels.reshape(-1))
     return levels
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from pipeline.frequencies import TOTAL
-from pipeline.quantizers.trellis import TRELLISES
+from pipeline.quantizers.trellis import SCALAR, TRELLISES, Trellis
 from pipeline.sigma import SIGMA_LEVELS, sigma_levels
 
 MAX_INDEX = 32766
@@ -30,11 +30,14 @@ STEP_RANGE = (0.05, 64.0)
 MAX_ALPHABET = 2047
 """Bound of K: more symbols would leave too little of the 2**16 for the likely ones."""
 
+MAX_STATE_CONTEXTS = 8
+"""More states would leave too few samples to each table."""
+
 METADATA_KEY = "retrellis.tables"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _DTYPES = {
     "alphabet": np.dtype(np.int32),
-    "frequencies": np.dtype(np.uint32),
+    "frequencies": np.dtype(np.uint16),
     "reconstruction": np.dtype(np.float32),
 }
 
@@ -48,6 +51,8 @@ class Settings:
         trellis: name in `TRELLISES`, or None for a scalar quantizer.
         step: Δ, latent units. A scalar quantizer's levels lie Δ apart, the union of a trellis quantizer's two as well.
         lmbda_q: λ_q/Δ², the weight of one bit against squared error in units of Δ²; 0 ignores the rate.
+        context: what of a trellis selects the frequency table: the "quantizer" of its state, or the "state" itself.
+        offset: a deadzone quantizer's rounding offset, k = ⌊|r|/Δ + offset⌋: one number, or one a σ level.
 
     Raises:
         ValueError: if a value is impossible.
@@ -57,6 +62,8 @@ class Settings:
     trellis: str | None
     step: float
     lmbda_q: float
+    context: str = "quantizer"
+    offset: tuple[float, ...] = (0.5,)
 
     def __post_init__(self) -> None:
         if self.trellis is not None and self.trellis not in TRELLISES:
@@ -70,6 +77,26 @@ class Settings:
             raise ValueError(
                 f"quantizer lmbda_q (λ_q/Δ²): expected a finite number, at least 0, found {self.lmbda_q}"
             )
+        if self.context not in ("quantizer", "state"):
+            raise ValueError(f"quantizer context: expected quantizer or state, found {self.context!r}")
+        if self.context == "state" and (self.trellis is None or self.machine.states > MAX_STATE_CONTEXTS):
+            raise ValueError(
+                f"quantizer context state: expected a trellis of at most {MAX_STATE_CONTEXTS} states, each of which "
+                f"gets tables of its own, found trellis {self.trellis}"
+            )
+        if self.offset != (0.5,) and self.kind != "deadzone":
+            raise ValueError(
+                f"quantizer {self.kind}: expected no offset, found {self.offset}; deadzone has one"
+            )
+        if len(self.offset) not in (1, SIGMA_LEVELS) or not all(0 <= o <= 0.5 for o in self.offset):
+            raise ValueError(
+                f"quantizer offset: expected 1 or {SIGMA_LEVELS} numbers from 0 to 0.5, found {self.offset}"
+            )
+
+    @property
+    def machine(self) -> Trellis:
+        """How indices move the state; a scalar quantizer has one state."""
+        return SCALAR if self.trellis is None else TRELLISES[self.trellis]
 
     @property
     def quantizers(self) -> int:
@@ -77,9 +104,21 @@ class Settings:
         return 1 if self.trellis is None else 2
 
     @property
+    def state_contexts(self) -> npt.NDArray[np.uint8]:
+        """The context of each state, uint8 [S]."""
+        machine = self.machine
+        return np.arange(machine.states, dtype=np.uint8) if self.context == "state" else machine.quantizer
+
+    @property
+    def context_quantizers(self) -> npt.NDArray[np.uint8]:
+        """The quantizer of each context, uint8 [C]: which levels its indices have."""
+        everyone = np.arange(self.quantizers, dtype=np.uint8)
+        return self.machine.quantizer if self.context == "state" else everyone
+
+    @property
     def contexts(self) -> int:
-        """C: how many frequency tables a σ level has; a trellis has one per quantizer."""
-        return self.quantizers
+        """C: how many frequency tables a σ level has; a trellis has one per quantizer, or one per state."""
+        return len(self.context_quantizers)
 
     @property
     def spacing(self) -> float:
@@ -107,7 +146,7 @@ class Tables:
     Attributes:
         settings: the quantizer's settings.
         alphabet: K_l, int32 [L].
-        frequencies: uint32 [Σ C(2K_l + 2)], each row sums to 2**16, no entry 0.
+        frequencies: uint16 [Σ C(2K_l + 2)], each row sums to 2**16, no entry 0.
         reconstruction: float32 [Σ Q(K_l + 1)], r̂ for |k| in latent units; k's sign is applied, |k| = 0 gives 0.
             Beyond the alphabet the levels are `settings.lattice`.
 
@@ -117,7 +156,7 @@ class Tables:
 
     settings: Settings
     alphabet: npt.NDArray[np.int32]
-    frequencies: npt.NDArray[np.uint32]
+    frequencies: npt.NDArray[np.uint16]
     reconstruction: npt.NDArray[np.float32]
 
     def __post_init__(self) -> None:
@@ -149,7 +188,7 @@ class Tables:
     def frequency_rows(self, level: int) -> npt.NDArray[np.uint32]:
         """Frequencies of one σ level, uint32 [C, 2K + 2]."""
         first, last = self.frequency_start[level : level + 2]
-        return self.frequencies[first:last].reshape(self.settings.contexts, -1)
+        return self.frequencies[first:last].reshape(self.settings.contexts, -1).astype(np.uint32)
 
     def reconstruction_rows(self, level: int) -> npt.NDArray[np.float32]:
         """Reconstruction points of one σ level, float32 [Q, K + 1]."""
@@ -165,7 +204,7 @@ class Tables:
     ) -> Tables:
         """Join the rows of the L levels, as `frequency_rows` and `reconstruction_rows` give them."""
         alphabet = np.array([rows.shape[-1] - 1 for rows in reconstruction_rows], np.int32)
-        frequencies = np.concatenate([rows.ravel() for rows in frequency_rows])
+        frequencies = np.concatenate([rows.ravel() for rows in frequency_rows]).astype(np.uint16)
         return cls(
             settings, alphabet, frequencies, np.concatenate([rows.ravel() for rows in reconstruction_rows])
         )
@@ -240,4 +279,4 @@ def _parse_settings(metadata: dict[str, str]) -> Settings:
     names = {field.name for field in fields(Settings)}
     if set(header["settings"]) != names:
         raise ValueError(f"tables: expected the settings {sorted(names)}, found {sorted(header['settings'])}")
-    return Settings(**header["settings"])
+    return Settings(**header["settings"] | {"offset": tuple(header["settings"]["offset"])})

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.quantizers.envelope import envelopes
-from pipeline.quantizers.kernels import follow, search_lanes
+from pipeline.quantizers.kernels import search_lanes
 from pipeline.quantizers.tables import Settings, Tables
 from pipeline.quantizers.trellis import TRELLISES, Trellis
 
@@ -25,14 +25,6 @@ def check(settings: Settings) -> None:
         raise ValueError(f"quantizer tcq: expected a trellis, one of {', '.join(TRELLISES)}; found none")
 
 
-def contexts(indices_CT: npt.NDArray[np.int32], settings: Settings) -> npt.NDArray[np.uint8]:
-    """The quantizer (0 or 1) of the state in which each index is coded, uint8 [C, T]."""
-    trellis = _trellis(settings)
-    contexts_CT = np.empty(indices_CT.shape, np.uint8)
-    follow(indices_CT, trellis.next_state, trellis.quantizer, contexts_CT)
-    return contexts_CT
-
-
 def search(
     residual_CT: npt.NDArray[np.float32], sigma_index_CT: npt.NDArray[np.uint8], tables: Tables
 ) -> npt.NDArray[np.int32]:
@@ -40,7 +32,7 @@ def search(
     trellis = _trellis(tables.settings)
     previous, parity = trellis.predecessors()
     # the two ways into each state: the state before, and the branch
-    into = np.stack([previous, 2 * trellis.quantizer[previous] + parity], axis=-1)
+    into = np.stack([previous, 2 * tables.settings.state_contexts[previous] + parity], axis=-1)
     indices_CT = np.empty(residual_CT.shape, np.int32)
     search_lanes(residual_CT, sigma_index_CT, *envelopes(tables, 2), into, indices_CT)
     return indices_CT

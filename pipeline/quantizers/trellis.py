@@ -51,6 +51,9 @@ def _ungerboeck(h0: int, h1: int) -> Trellis:
     return Trellis(next_state.astype(np.uint8), (s[:, 0] & 1).astype(np.uint8))
 
 
+SCALAR = _vvc([[0, 0]], [0])
+"""What a scalar quantizer is: one state, which nothing leaves."""
+
 TRELLISES: dict[str, Trellis] = {
     # residual coding of H.266 (VVC), and ECM's extension of it to 8 states
     "vvc4": _vvc([[0, 2], [2, 0], [1, 3], [3, 1]], [0, 0, 1, 1]),

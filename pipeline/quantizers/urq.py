@@ -20,11 +20,6 @@ def check(settings: Settings) -> None:
         )
 
 
-def contexts(indices_CT: npt.NDArray[np.int32], settings: Settings) -> npt.NDArray[np.uint8]:
-    """All zero, uint8 [C, T]: one table a σ level."""
-    return np.zeros(indices_CT.shape, np.uint8)
-
-
 def search(
     residual_CT: npt.NDArray[np.float32], sigma_index_CT: npt.NDArray[np.uint8], tables: Tables
 ) -> npt.NDArray[np.int32]:
