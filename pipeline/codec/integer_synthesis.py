@@ -6,14 +6,17 @@
 Every number is an integer held in float64. With |a| ≤ 2^26 and |a| · Σ|w| + |bias| < 2^52 for every output row
 (checked whenever weights are loaded) each product and each partial sum is exact, so neither the order of summation, nor
 threads, nor the machine can change a result. Convolutions are one matrix product a kernel tap: no FFT, no Winograd.
+A transposed one of stride 2 is four plain ones, for the even and odd rows and columns of its output.
 
 Suffixes: B batch, H and W height and width, I input and O output channels, K kernel side, N channels of z, M of y.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -102,11 +105,33 @@ class IntegerLayer:
 
     def __call__(self, a_BHWI: Tensor) -> Tensor:
         """Sums, rescaled to floor(sum / 2^shift + ½): integers in float64, (B, H, W, I) -> (B, H', W', O)."""
-        weight = self.weight.to(torch.float64)
-        sums = _transposed_sums(a_BHWI, weight) if self.upsamples else _sums(a_BHWI, weight)
         # A division by 2^shift is exact; pow and ldexp are left to libraries that may approximate.
         divisor = torch.bitwise_left_shift(torch.ones_like(self.bias), self.shift.long()).double()
-        return torch.floor((sums + self.bias.double()) / divisor + 0.5)
+        return self._sums(a_BHWI).div_(divisor).add_(0.5).floor_()
+
+    def _sums(self, a: Tensor) -> Tensor:
+        """The convolution, zero-padded, with its bias: (B, H, W, I) -> (B, H', W', O)."""
+        batch, height, width, inputs = a.shape
+        outputs, _, side, _ = self.weight.shape
+        up = 2 if self.upsamples else 1
+        reach, step = (side // 2 + up - 1) // up, -up if self.upsamples else 1
+        padded = functional.pad(a, (0, 0, reach, reach, reach, reach))
+        sums = self.bias.double().expand(up, up, batch * height * width, outputs).clone()
+        for dy, dx in itertools.product(range(-reach, reach + 1), repeat=2):
+            top, left = reach + dy, reach + dx
+            patch = padded[:, top : top + height, left : left + width].reshape(-1, inputs)
+            # Row up·y + p of the output takes row y + dy of the input times row i of the kernel.
+            for p, q in itertools.product(range(up), repeat=2):
+                i, j = side // 2 + p + step * dy, side // 2 + q + step * dx
+                if 0 <= i < side and 0 <= j < side:
+                    sums[p, q].addmm_(patch, self._taps[i, j])
+        split = sums.view(up, up, batch, height, width, outputs)
+        return split.permute(2, 3, 0, 4, 1, 5).reshape(batch, up * height, up * width, outputs)
+
+    @cached_property
+    def _taps(self) -> Tensor:
+        """The weight as matrices, float64 (K, K, I, O); kept, since to convert it takes as long as to use it."""
+        return self.weight.permute(2, 3, 1, 0).double().contiguous()
 
     def to(self, device: torch.device | str) -> Self:
         """The same layer on `device`."""
@@ -122,34 +147,6 @@ def _fits(weight: Tensor, bias: Tensor) -> Tensor:
     )  # 2^36 neither fits nor overflows
     room = EXACT_LIMIT - 1 - bias.abs().clamp(max=float(EXACT_LIMIT)).to(torch.int64)
     return total * ACTIVATION_LIMIT <= room
-
-
-def _sums(a: Tensor, weight: Tensor) -> Tensor:
-    """Convolution of stride 1, zero-padded: (B, H, W, I) -> (B, H, W, O)."""
-    batch, height, width, inputs = a.shape
-    outputs, _, side, _ = weight.shape
-    pad = side // 2
-    padded = functional.pad(a, (0, 0, pad, pad, pad, pad))
-    sums = a.new_zeros(batch * height * width, outputs)
-    for i in range(side):
-        for j in range(side):
-            patch = padded[:, i : i + height, j : j + width].reshape(-1, inputs)
-            sums.addmm_(patch, weight[:, :, i, j].T)
-    return sums.view(batch, height, width, outputs)
-
-
-def _transposed_sums(a: Tensor, weight: Tensor) -> Tensor:
-    """Transposed convolution of stride 2: (B, H, W, I) -> (B, 2H, 2W, O)."""
-    batch, height, width, inputs = a.shape
-    outputs, _, side, _ = weight.shape
-    pad = side // 2
-    sums = a.new_zeros(batch, 2 * height + side - 2, 2 * width + side - 2, outputs)
-    flat = a.reshape(-1, inputs)
-    for i in range(side):
-        for j in range(side):
-            product = (flat @ weight[:, :, i, j].T).view(batch, height, width, outputs)
-            sums[:, i : i + 2 * height : 2, j : j + 2 * width : 2] += product
-    return sums[:, pad : pad + 2 * height, pad : pad + 2 * width]
 
 
 def _activate(a: Tensor) -> Tensor:
@@ -207,10 +204,10 @@ class IntegerSynthesis:
 
         Indices beyond ±4095 are clamped, so no input can leave the exact range.
         """
-        a = self._trunk(hyper_indices_BNHW)
-        means = self.means(a).clamp(-MEANS_LIMIT, MEANS_LIMIT) / (1 << MEANS_FRACTION_BITS)
+        means, scales = self._last(self._trunk(hyper_indices_BNHW)).chunk(2, -1)
+        means = means.clamp(-MEANS_LIMIT, MEANS_LIMIT) / (1 << MEANS_FRACTION_BITS)
         # searchsorted on the left counts the thresholds strictly below.
-        sigma_index = torch.searchsorted(self.thresholds.double(), self.scales(a).contiguous())
+        sigma_index = torch.searchsorted(self.thresholds.double(), scales.contiguous(), out_int32=True)
         return EntropyParameters(
             means.permute(0, 3, 1, 2).to(torch.float32).contiguous(),
             sigma_index.permute(0, 3, 1, 2).to(torch.uint8).contiguous(),
@@ -227,6 +224,16 @@ class IntegerSynthesis:
         for layer in self.trunk:
             a = _activate(layer(a))
         return a
+
+    @cached_property
+    def _last(self) -> IntegerLayer:
+        """Mean rows and scale rows as one layer: rows do not know of each other."""
+        rows = self.means, self.scales
+        return IntegerLayer(
+            weight=torch.cat([layer.weight for layer in rows]),
+            bias=torch.cat([layer.bias for layer in rows]),
+            shift=torch.cat([layer.shift for layer in rows]),
+        )
 
     def check(self) -> None:
         """Assert exactness of every layer and order of the thresholds.
