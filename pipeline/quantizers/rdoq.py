@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.quantizers.envelope import envelopes
-from pipeline.quantizers.kernels import search_each
+from pipeline.quantizers.search_kernels import search_each
 from pipeline.quantizers.tables import Settings, Tables
 
 DEFAULTS = Settings("rdoq", None, step=1.0, lmbda_q=0.1)

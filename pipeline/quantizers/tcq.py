@@ -7,13 +7,15 @@ Sources: Marcellin and Fischer, IEEE Trans. Commun. 38 (1990); Schwarz et al., D
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.quantizers.envelope import envelopes
-from pipeline.quantizers.kernels import search_lanes
+from pipeline.quantizers.envelope import envelopes, grid
+from pipeline.quantizers.search_kernels import search_lanes
 from pipeline.quantizers.tables import Settings, Tables
-from pipeline.quantizers.trellis import TRELLISES, Trellis
+from pipeline.quantizers.trellis import LANES, TRELLISES
 
 DEFAULTS = Settings("tcq", "vvc8", step=0.7, lmbda_q=0.1)
 """What a prototype found on photographs: Δ = 0.7 with λ_q = 0.05 in latent units squared a bit. Tune it per codec."""
@@ -29,15 +31,29 @@ def search(
     residual_CT: npt.NDArray[np.float32], sigma_index_CT: npt.NDArray[np.uint8], tables: Tables
 ) -> npt.NDArray[np.int32]:
     """Indices int32 [C, T] of least (r − r̂)² + λ_q·bits in total, over all paths and all |k| ≤ 32766, lane by lane."""
-    trellis = _trellis(tables.settings)
-    previous, parity = trellis.predecessors()
-    # the two ways into each state: the state before, and the branch
-    into = np.stack([previous, 2 * tables.settings.state_contexts[previous] + parity], axis=-1)
     indices_CT = np.empty(residual_CT.shape, np.int32)
-    search_lanes(residual_CT, sigma_index_CT, *envelopes(tables, 2), into, indices_CT)
+    if indices_CT.size:
+        search_lanes(residual_CT, sigma_index_CT, *search_arguments(tables, indices_CT.shape), indices_CT)
     return indices_CT
 
 
-def _trellis(settings: Settings) -> Trellis:
-    check(settings)
-    return TRELLISES[str(settings.trellis)]
+def search_arguments(tables: Tables, shape_CT: tuple[int, ...]) -> tuple[Any, ...]:
+    """What the compiled search takes besides residuals and σ indices."""
+    check(tables.settings)
+    previous, parity = tables.settings.machine.predecessors()
+    # the two ways into each state: the state before, and the branch
+    into = np.stack([previous, 2 * tables.settings.state_contexts[previous] + parity], axis=-1)
+    return tuple(envelopes(tables, 2)), tuple(grid(tables)), into, _trail(shape_CT, tables.settings)
+
+
+def _trail(shape_CT: tuple[int, ...], settings: Settings) -> tuple[npt.NDArray[Any], ...]:
+    """Room for what the search's way back needs, position by position, the lanes side by side.
+
+    Returns:
+        Survivors, a bit a state (which of two ways led into it); the grid's bin; a bit a branch (which of the bin's
+        lines was best). For 8 states and tables by quantizer 4 bytes a residual.
+    """
+    count = -(-shape_CT[0] // LANES) * shape_CT[1] * LANES
+    survivors = np.zeros(count * -(-settings.machine.states // 8), np.uint8)
+    upper = np.empty(count, np.uint8 if 2 * settings.contexts <= 8 else np.uint16)
+    return survivors, np.empty(count, np.uint16), upper
