@@ -25,6 +25,7 @@ class CodedImage:
 
     Attributes:
         indices: int32 (M, h, w). hyper_indices: int16 (N, h/4, w/4).
+        sigma_index: uint8 (M, h, w), which level's tables code each index.
         latent: ŷ, float32 (M, h, w).
         bits_y, bits_z: ideal code lengths by the integer frequencies, escapes included.
         squared_error: Σ(ŷ − y)² over all latents.
@@ -32,6 +33,7 @@ class CodedImage:
 
     indices: npt.NDArray[np.int32]
     hyper_indices: npt.NDArray[np.int16]
+    sigma_index: npt.NDArray[np.uint8]
     latent: Floats
     bits_y: float
     bits_z: float
@@ -78,6 +80,7 @@ def code(codec: Codec, tables: Tables, pixels_HWC: Pixels) -> CodedImage:
     return CodedImage(
         indices=quantized.indices.reshape(shape),
         hyper_indices=a.hyper_indices,
+        sigma_index=a.sigma_index,
         latent=latent,
         bits_y=float(quantized.bits.sum()),
         bits_z=float(codec.hyper_bits(torch.from_numpy(a.hyper_indices)[None])[0]),

@@ -1,0 +1,79 @@
+"""A codec file: all that encoder and decoder must agree on, codec and quantizer tables, as one safetensors file.
+
+Its leaves are those of the codec's checkpoint and the tables' arrays as `tables.…`; its metadata, one JSON value, holds
+the metadata of both. Equal codecs with equal tables give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pipeline.codec import artifact
+from pipeline.codec.artifact import Codec
+from pipeline.quantizers import tables as quantizer_tables
+from pipeline.quantizers.tables import Tables
+
+METADATA_KEY = "retrellis.codec_file"
+FORMAT_VERSION = 1
+PREFIX = "tables."
+_KEYS = {"codec": artifact.METADATA_KEY, "tables": quantizer_tables.METADATA_KEY}
+ADVICE = "`retrellis export CODEC FILE.safetensors --quantizer NAME` writes one"
+
+
+def join(codec: Codec, tables: Tables) -> bytes:
+    """One file of both."""
+    codec_metadata, leaves = _open(codec.to_bytes())
+    tables_metadata, arrays = _open(tables.to_bytes())
+    leaves |= {PREFIX + name: array for name, array in arrays.items()}
+    metadata = {
+        "version": FORMAT_VERSION,
+        "codec": codec_metadata[_KEYS["codec"]],
+        "tables": tables_metadata[_KEYS["tables"]],
+    }
+    data: bytes = safetensors.torch.save(leaves, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    return data
+
+
+def split(data: bytes) -> tuple[Codec, Tables]:
+    """Read what `join` wrote; nothing is unpickled, and everything is checked.
+
+    Raises:
+        ValueError: not a codec file, or a damaged one; says what was expected and found.
+    """
+    try:
+        found, leaves = _open(data)
+        metadata = json.loads(found[METADATA_KEY])
+        parts = {name: str(metadata[name]) for name in _KEYS}
+        version = metadata["version"]
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        kind = "a codec without tables" if _is_checkpoint(data) else f"{len(data):,} other bytes"
+        raise ValueError(
+            f"not a codec file: expected codec and tables in one, found {kind}; {ADVICE}"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"expected a codec file of version {FORMAT_VERSION}, found {version!r}: use a matching release"
+        )
+    arrays = {name.removeprefix(PREFIX): leaf for name, leaf in leaves.items() if name.startswith(PREFIX)}
+    network = {name: leaf for name, leaf in leaves.items() if not name.startswith(PREFIX)}
+    checkpoint = safetensors.torch.save(network, {_KEYS["codec"]: parts["codec"]})
+    tables = safetensors.torch.save(arrays, {_KEYS["tables"]: parts["tables"]})
+    return Codec.from_bytes(checkpoint), Tables.from_bytes(tables)
+
+
+def _open(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and leaves of a safetensors file."""
+    leaves: dict[str, Tensor] = safetensors.torch.load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return dict(header["__metadata__"]), leaves
+
+
+def _is_checkpoint(data: bytes) -> bool:
+    try:
+        return artifact.METADATA_KEY in _open(data)[0]
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError):
+        return False
