@@ -405,7 +405,7 @@ def test_refined_keeps_integers_that_another_release_made(codec: Codec) -> None:
 def test_decoder_side_is_a_trainable_copy(codec: Codec) -> None:
     data, side = codec.to_bytes(), codec.decoder_side()
     y, n = codec.analyse(images())
-    assert torch.equal(side.synthesise(y), codec.synthesise(y))
+    torch.testing.assert_close(side.synthesise(y), codec.synthesise(y), rtol=0, atol=1e-5)  # other kernels
     mixed = side.synthesise(y, mixed=True)
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, side.synthesise(y), rtol=0, atol=0.05)

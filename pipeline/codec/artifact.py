@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline.codec import contract, integer_synthesis
+from pipeline.codec import contract, inference, integer_synthesis
 from pipeline.codec.contract import Analysis, CodecContract, Digests, EntropyParameters
 from pipeline.codec.decoder_side import DecoderSide
 from pipeline.codec.hyper_table import HyperTable
@@ -92,8 +92,8 @@ class Codec:
         """
         _check_image(image_BCHW)
         with strict_float32(image_BCHW.device):
-            y = self.network.g_a(image_BCHW.contiguous())
-            z = self.network.h_a(y)
+            y = inference.analyse(self.network.g_a, image_BCHW)
+            z = inference.hyper_analyse(self.network.h_a, y)
         if not (torch.isfinite(y).all() and torch.isfinite(z).all()):
             raise ValueError(
                 "expected finite latents, found NaN or infinity: check the image and the codec's training"
@@ -119,8 +119,7 @@ class Codec:
     def synthesise(self, y_hat_BCHW: Tensor) -> Tensor:
         """x̂ = g_s(ŷ), unclipped: float32 (B, M, h, w) -> float32 (B, 3, 16h, 16w)."""
         with strict_float32(y_hat_BCHW.device):
-            image: Tensor = self.network.g_s(y_hat_BCHW.float().contiguous())
-        return image
+            return inference.synthesise(self.network.g_s, y_hat_BCHW.float())
 
     def decoder_side(self) -> DecoderSide:
         """A copy of g_s and the scale rows, to train."""
