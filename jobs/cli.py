@@ -67,6 +67,27 @@ RetrainOption = Annotated[
 RehashOption = Annotated[
     bool, typer.Option("--rehash", help="read every image file, distrusting size and time")
 ]
+CodecOption = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE|DIGEST",
+        help="a codec file (see `export`), or the first digits of a codec's digest in the workspace",
+    ),
+]
+QuantizerOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="which of the quantizers that a workspace's codec was evaluated with"),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="a folder, or the file's name for a single one; else beside each input"
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="replace files that exist")]
+MaxPixelsOption = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="refuse images of more pixels; 134217728 if not given")
+]
 INTERRUPTED = 130  # what Typer gives back after Ctrl-C
 
 
@@ -112,6 +133,11 @@ def _lmbda(value: float) -> float:
     if not 0 < value < math.inf:  # also refuses NaN
         raise typer.BadParameter(f"expected a finite number above 0, found {value:g}")
     return value
+
+
+def _exit_if(failed: int) -> None:
+    if failed:
+        raise typer.Exit(1)
 
 
 def _run(file: str, overrides: list[str] | None, options: Any) -> None:
@@ -203,16 +229,87 @@ def import_codec(
 @app.command("export")
 def export_codec(
     codec: Annotated[str, typer.Argument(help="digest of a codec in the workspace, or its first digits")],
-    file: Annotated[Path, typer.Argument(help="the .pth to write, for CompressAI's MeanScaleHyperprior")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="a .safetensors: the codec file for `encode` and `decode`; a .pth: for CompressAI"
+        ),
+    ],
+    quantizer: QuantizerOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write a codec for CompressAI.
+    """Write a codec to a file.
 
-    The file holds the state dict of its MeanScaleHyperprior, coding tables included.
+    A .safetensors holds codec and quantizer tables: what other machines need to encode and decode. Any other name gets
+    the state dict of CompressAI's MeanScaleHyperprior, coding tables included.
     """
+    from jobs.files import export_codec_file
     from jobs.import_codec import export_file
 
-    console.print(f"wrote {export_file(_workspace(workspace), codec, file)}", markup=False, highlight=False)
+    if file.suffix == ".safetensors":
+        wrote = export_codec_file(_workspace(workspace), codec, file, quantizer)
+    else:
+        wrote = export_file(_workspace(workspace), codec, file)
+    console.print(f"wrote {wrote}", markup=False, highlight=False)
+
+
+@app.command()
+def encode(
+    files: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="PNG, JPEG, WebP or TIFF files")],
+    codec: CodecOption,
+    output: OutputOption = None,
+    quantizer: QuantizerOption = None,
+    workspace: WorkspaceOption = None,
+    force: ForceOption = False,
+    max_pixels: MaxPixelsOption = None,
+) -> None:
+    """Compress images to .rtl files.
+
+    Grey images become RGB. Exit code 1 if some failed; the others are done.
+    """
+    from jobs.files import encode_files, load_coder
+
+    coder = load_coder(codec, quantizer, _workspace(workspace), max_pixels)
+    _exit_if(encode_files(files, output, coder, force, console))
+
+
+@app.command()
+def decode(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE.rtl…", help="what `encode` wrote")],
+    codec: CodecOption,
+    output: OutputOption = None,
+    quantizer: QuantizerOption = None,
+    workspace: WorkspaceOption = None,
+    force: ForceOption = False,
+    max_pixels: MaxPixelsOption = None,
+) -> None:
+    """Decompress .rtl files to PNG.
+
+    Takes the codec that encoded them. Exit code 1 if some failed; the others are done.
+    """
+    from jobs.files import decode_files, load_coder
+
+    coder = load_coder(codec, quantizer, _workspace(workspace), max_pixels)
+    _exit_if(decode_files(files, output, coder, force, console))
+
+
+@app.command()
+def info(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE.rtl…", help="what `encode` wrote")],
+    codec: Annotated[
+        str | None, typer.Option(metavar="FILE|DIGEST", help="also check that this codec decodes them")
+    ] = None,
+    quantizer: QuantizerOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Show what .rtl files say of themselves.
+
+    Size of the image, rate, codec, lengths of the streams.
+    """
+    from jobs.files import describe_files, load_coder
+
+    coder = load_coder(codec, quantizer, _workspace(workspace)) if codec else None
+    _exit_if(describe_files(files, coder, console))
 
 
 @app.command()

@@ -88,12 +88,17 @@ def export_file(root: str, codec: str, file: Path) -> Path:
     network = Codec.from_bytes(workspace.blobs.get(blobs.pop())).network
     data = io.BytesIO()
     torch.save(export_state_dict(network), data)
-    _write(file.resolve(), data.getvalue())
+    write_named(file.resolve(), data.getvalue())
     return file
 
 
-def _write(file: Path, data: bytes) -> None:
-    """Whole or not at all, in a folder that is there: a mistyped path makes no folders."""
+def write_named(file: Path, data: bytes) -> None:
+    """Whole or not at all, in a folder that is there: a mistyped path makes no folders.
+
+    Raises:
+        ValueError: no place to write the file.
+        StorageFull: the disk is full; nothing is left behind.
+    """
     if not file.parent.is_dir() or (file.exists() and not file.is_file()):
         raise ValueError(f"{file}: expected a file's name in a folder that there is, found {_place(file)}")
     try:

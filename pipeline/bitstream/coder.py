@@ -183,7 +183,7 @@ class ImageCoder:
         rows, columns = -(-height // stride), -(-width // stride)
         if rows * columns * stride**2 > self.max_pixels:
             raise BitstreamError(
-                f"{height} × {width} pixels, padded to {rows * stride} × {columns * stride}, are more than "
+                f"{width} × {height} pixels, padded to {columns * stride} × {rows * stride}, are more than "
                 f"the limit of {self.max_pixels}; if there is memory for them, raise max_pixels (--max-pixels)"
             )
         return rows, columns

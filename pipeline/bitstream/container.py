@@ -43,7 +43,7 @@ class Header:
     @property
     def bytes(self) -> int:
         """Length of the header itself."""
-        return _FIXED + sum(len(_varint(getattr(self, name))) for name in _FIELDS)
+        return _FIXED + sum(len(varint(getattr(self, name))) for name in _FIELDS)
 
     @property
     def file_bytes(self) -> int:
@@ -68,7 +68,7 @@ def build(codec: bytes, height: int, width: int, hyper: bytes, latent: bytes) ->
             raise ValueError(
                 f"{name}: expected less than {_VARINT_LIMIT}, found {value}: encode smaller tiles"
             )
-    body = codec + b"".join(map(_varint, values.values())) + hyper + latent
+    body = codec + b"".join(map(varint, values.values())) + hyper + latent
     start = MAGIC + bytes([VERSION])
     return start + zlib.crc32(start + body).to_bytes(4, "little") + body
 
@@ -101,12 +101,12 @@ def parse(data: bytes) -> tuple[Header, bytes, bytes]:
             f"expected checksum {expected:08x}, found {found:08x}: damaged, get another copy"
         )
     if not header.height or not header.width:
-        raise BitstreamError(f"expected sides of at least 1, found {header.height} × {header.width} pixels")
+        raise BitstreamError(f"expected sides of at least 1, found {header.width} × {header.height} pixels")
     middle = at + header.hyper_bytes
     return header, data[at:middle], data[middle:]
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
     """Seven bits a byte, lowest first; the top bit says that more follow."""
     out = bytearray()
     while value >> 7:

@@ -1,0 +1,208 @@
+"""encode, decode, info: images to files and back, many at once; and the codec files that these need.
+
+A file that fails does not keep the others from being done: each error names its file, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from storage.durable import write_file
+from storage.errors import StorageError
+from storage.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.bitstream import ImageCoder
+
+SUFFIX = ".rtl"
+DECODED_SUFFIX = ".png"
+
+
+class FileRefused(ValueError):
+    """One of several files cannot be read or written."""
+
+
+def load_coder(codec: str, quantizer: str | None, root: str, max_pixels: int | None = None) -> ImageCoder:
+    """The coder of a codec file, or of a codec in the workspace with a quantizer it was evaluated with.
+
+    Args:
+        codec: a file's name, or the first digits of a codec's digest.
+        quantizer: the quantizer's name in its experiment, where there are several.
+        max_pixels: refuse larger images; None for the default.
+
+    Raises:
+        ValueError: no such codec, several, or a file that is none.
+        StorageError: no workspace, or something missing there.
+    """
+    from pipeline.bitstream import MAX_PIXELS, ImageCoder
+    from pipeline.codec.artifact import Codec
+    from pipeline.quantizers import Tables
+
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    file = Path(codec)
+    if file.is_file():
+        try:
+            return ImageCoder.from_bytes(file.read_bytes(), limit)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+    if not codec or codec.strip("0123456789abcdef"):
+        raise ValueError(
+            f"--codec {codec}: expected a codec file or a digest's first digits, found no such file"
+        )
+    workspace = Workspace.open(root, create=False)
+    codec_blob, tables_blob = _find(workspace, codec, quantizer)
+    blobs = workspace.blobs
+    return ImageCoder(
+        Codec.from_bytes(blobs.get(codec_blob)), Tables.from_bytes(blobs.get(tables_blob)), limit
+    )
+
+
+def export_codec_file(root: str, codec: str, file: Path, quantizer: str | None) -> Path:
+    """Write the codec file of a codec in the workspace, to take elsewhere. Raises as `load_coder`."""
+    from jobs.import_codec import write_named
+
+    write_named(file.resolve(), load_coder(codec, quantizer, root).to_bytes())
+    return file
+
+
+def encode_files(
+    files: Sequence[Path], output: Path | None, coder: ImageCoder, force: bool, console: Console
+) -> int:
+    """Encode images; returns how many failed. Raises ValueError where `output` cannot be meant."""
+    from pipeline.pixels import canonical_pixels
+
+    def encode(file: Path) -> tuple[bytes, str]:
+        pixels = canonical_pixels(file.read_bytes(), max_pixels=coder.max_pixels)
+        data = coder.encode(pixels)
+        return data, _rate(pixels.shape[1], pixels.shape[0], len(data))
+
+    return _each(files, _targets(files, output, SUFFIX), encode, force, console)
+
+
+def decode_files(
+    files: Sequence[Path], output: Path | None, coder: ImageCoder, force: bool, console: Console
+) -> int:
+    """Decode files to PNG; returns how many failed. Raises ValueError where `output` cannot be meant."""
+    from PIL import Image
+
+    def decode(file: Path) -> tuple[bytes, str]:
+        data = file.read_bytes()
+        pixels = coder.decode(data)
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, "PNG")
+        return png.getvalue(), _rate(pixels.shape[1], pixels.shape[0], len(data))
+
+    return _each(files, _targets(files, output, DECODED_SUFFIX), decode, force, console)
+
+
+def describe_files(files: Sequence[Path], coder: ImageCoder | None, console: Console) -> int:
+    """Print what files say of themselves, with a coder also whether it decodes them; returns how many failed."""
+    from pipeline.bitstream import parse
+
+    def describe(file: Path) -> None:
+        data = file.read_bytes()
+        header, hyper, latent = parse(data)
+        lines = [
+            f"{file}: {_rate(header.width, header.height, len(data))}",
+            f"  format version {header.version}, codec {header.codec.hex()}",
+            f"  header {header.bytes}, hyper stream {len(hyper):,}, latent stream {len(latent):,} bytes",
+        ]
+        if coder is not None:
+            coder.decode_indices(data)
+            lines.append("  whole, and of this codec")
+        _say(console, "\n".join(lines))
+
+    return sum(not _done(file, describe, file) for file in files)
+
+
+def _find(workspace: Workspace, codec: str, quantizer: str | None) -> tuple[str, str]:
+    """The blobs of the one pair of codec and tables, among those evaluated, that is meant."""
+    records = workspace.records.load("results")
+    blobs = {o["digest"]: o["blob"] for r in records.values() for o in r["outputs"].values() if "blob" in o}
+    pairs: dict[tuple[str, str], str] = {}
+    for record in records.values():
+        reads = record["reads"]
+        if record["stage"] == "evaluate" and reads["codec"].startswith(codec):
+            pairs[reads["codec"], reads["tables"]] = record["axes"]["quantizer"]
+    found = [pair for pair, name in pairs.items() if quantizer in (None, name)]
+    if len(found) != 1:
+        choice = ", ".join(f"{pair[0][:12]} with quantizer {name}" for pair, name in pairs.items()) or "none"
+        raise ValueError(
+            f"expected one evaluated codec whose digest begins with {codec}"
+            + (f", with quantizer {quantizer}" if quantizer else "")
+            + f", found {len(found)} in {workspace.root}; there are: {choice}; give more digits or --quantizer"
+        )
+    chosen = found[0]
+    return blobs[chosen[0]], blobs[chosen[1]]
+
+
+def _targets(files: Sequence[Path], output: Path | None, suffix: str) -> list[Path]:
+    """Where each file's result goes: beside it, into a folder, or for a single file to the name given."""
+    if output is None:
+        return [file.with_suffix(suffix) for file in files]
+    if output.is_dir():
+        return [output / file.with_suffix(suffix).name for file in files]
+    if len(files) > 1:
+        raise ValueError(f"-o {output}: expected a folder that there is, for {len(files)} files")
+    if suffix == DECODED_SUFFIX and output.suffix.lower() != suffix:
+        raise ValueError(f"-o {output}: expected a name that ends in {suffix}; decoded images are PNG")
+    return [output]
+
+
+def _each(
+    files: Sequence[Path],
+    targets: Sequence[Path],
+    work: Callable[[Path], tuple[bytes, str]],
+    force: bool,
+    console: Console,
+) -> int:
+    """Turn each file into its target, one line each; returns how many failed."""
+    taken: set[Path] = set()
+
+    def one(file: Path, target: Path) -> None:
+        if target in taken:
+            raise FileRefused(f"another of these files gives {target} too; name the output by -o")
+        if target.resolve() == file.resolve():
+            raise FileRefused(f"its result would have the same name, {target}; name the output by -o")
+        if target.exists() and not force:
+            raise FileRefused(_exists(target))
+        if not target.parent.is_dir():
+            raise FileRefused(f"expected a folder {target.parent} for its result, found none")
+        data, text = work(file)
+        if not write_file(target, data, replace=force):
+            raise FileRefused(_exists(target))
+        taken.add(target)
+        _say(console, f"{file} -> {target}: {text}")
+
+    return sum(not _done(file, one, file, target) for file, target in zip(files, targets, strict=True))
+
+
+def _done(file: Path, work: Callable[..., None], *arguments: Any) -> bool:
+    """Whether a file's work was done; if not, its error is on stderr."""
+    from pipeline.pixels import UnusableImage
+
+    try:
+        work(*arguments)
+    except (UnusableImage, StorageError, ValueError, OSError, MemoryError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
+        print(f"retrellis: {file}: {reason}", file=sys.stderr)
+        return False
+    return True
+
+
+def _exists(target: Path) -> str:
+    return f"{target} exists; give --force to replace it, or another name by -o"
+
+
+def _rate(width: int, height: int, size: int) -> str:
+    return f"{width} × {height} pixels, {size:,} bytes, {8 * size / (width * height):.4f} bpp"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False)

@@ -1,0 +1,136 @@
+"""A small codec whose files have everything in them, and files of it that someone has tampered with."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import skimage.data
+import torch
+
+from pipeline.bitstream import Header, ImageCoder, container
+from pipeline.codec.artifact import Codec
+from pipeline.codec.hyperprior import MeanScaleHyperprior
+from pipeline.quantizers import settings
+from pipeline.quantizers.lloyd import midpoint_tables
+
+N, M = 8, 12
+Generator = np.random.Generator
+
+
+def small_codec(seed: int = 0) -> Codec:
+    """Untrained, but loud: two thirds of its indices are not 0, its σ levels vary, some indices escape."""
+    network = MeanScaleHyperprior(N, M).initialise(torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        network.g_a[-1].weight *= 64
+        network.h_a[-1].weight *= 16
+        network.h_s[-1].bias[:M] = torch.linspace(0.2, 8, M)
+    return Codec.from_network(network)
+
+
+@cache
+def small_coder(kind: str = "tcq", context: str = "state", seed: int = 0) -> ImageCoder:
+    """Its coder."""
+    chosen = settings(kind, context=context) if kind == "tcq" else settings(kind)
+    return ImageCoder(small_codec(seed), midpoint_tables(chosen))
+
+
+def photograph(height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The upper left corner of one."""
+    return np.ascontiguousarray(skimage.data.astronaut()[:height, :width])
+
+
+def repaired(data: bytes) -> bytes:
+    """The same with a checksum that fits."""
+    return data[:4] + zlib.crc32(data[8:], zlib.crc32(data[:4])).to_bytes(4, "little") + data[8:]
+
+
+def with_header(data: bytes, **fields: int) -> bytes:
+    """The same streams behind a header that says something else, checksum repaired."""
+    header, hyper, latent = container.parse(data)
+    said = replace(header, **fields)
+    numbers = (said.height, said.width, said.hyper_bytes, said.latent_bytes)
+    varints = b"".join(map(container.varint, numbers))
+    return repaired(data[:4] + bytes(4) + said.codec + varints + hyper + latent)
+
+
+def _flip(data: bytes, rng: Generator) -> bytes:
+    changed = bytearray(data)
+    for place in rng.integers(8 * len(data), size=rng.integers(1, 9)):
+        changed[place >> 3] ^= 1 << (place & 7)
+    return bytes(changed)
+
+
+def _truncate(data: bytes, rng: Generator) -> bytes:
+    return data[: rng.integers(len(data))]
+
+
+def _insert(data: bytes, rng: Generator) -> bytes:
+    place = rng.integers(len(data) + 1)
+    return data[:place] + rng.bytes(int(rng.integers(1, 40))) + data[place:]
+
+
+def _remove(data: bytes, rng: Generator) -> bytes:
+    place = rng.integers(len(data))
+    return data[:place] + data[place + rng.integers(1, 40) :]
+
+
+def _lie_about_lengths(data: bytes, rng: Generator) -> bytes:
+    """Move bytes from one stream to the other, or claim any length at all."""
+    header, _, _ = container.parse(data)
+    if rng.random() < 0.5:
+        moved = int(rng.integers(-header.hyper_bytes, header.latent_bytes))
+        lengths = header.hyper_bytes + moved, header.latent_bytes - moved
+    else:
+        lengths = _any_number(rng), _any_number(rng)
+    return with_header(data, hyper_bytes=lengths[0], latent_bytes=lengths[1])
+
+
+def _lie_about_size(data: bytes, rng: Generator) -> bytes:
+    return with_header(data, height=_any_number(rng), width=_any_number(rng))
+
+
+def _other_version(data: bytes, rng: Generator) -> bytes:
+    return data[:3] + rng.bytes(1) + data[4:]
+
+
+def _noise(data: bytes, rng: Generator) -> bytes:
+    """A true header, random streams."""
+    header = container.parse(data)[0]
+    return data[: header.bytes] + rng.bytes(len(data) - header.bytes)
+
+
+def _any_number(rng: Generator) -> int:
+    return int(2 ** rng.uniform(0, 28)) - int(rng.random() < 0.1)
+
+
+MUTATIONS: dict[str, Callable[[bytes, Generator], bytes]] = {
+    "flipped bits": _flip,
+    "truncated": _truncate,
+    "bytes inserted": _insert,
+    "bytes removed": _remove,
+    "lengths lie": _lie_about_lengths,
+    "size lies": _lie_about_size,
+    "another version": _other_version,
+    "random streams": _noise,
+}
+
+
+def mutated(data: bytes, seed: int) -> tuple[str, bytes]:
+    """A tampered file and what was done to it; every second seed gives one whose checksum fits."""
+    rng = np.random.default_rng(seed)
+    kind = list(MUTATIONS)[(seed >> 1) % len(MUTATIONS)]
+    changed = MUTATIONS[kind](data, rng)
+    if seed & 1:
+        return f"{kind}, checksum repaired", repaired(changed) if len(changed) >= 8 else changed
+    return kind, changed
+
+
+def stated_size(data: bytes) -> tuple[int, int]:
+    """Height and width as a file's header has them."""
+    header: Header = container.parse(data)[0]
+    return header.height, header.width

@@ -1,0 +1,231 @@
+"""Files: images to bytes and back, what is refused, and what tampering can do (nothing)."""
+
+from __future__ import annotations
+
+import tracemalloc
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hostile_files import mutated, photograph, repaired, small_codec, small_coder, stated_size, with_header
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+
+from pipeline.bitstream import BitstreamError, Header, ImageCoder, container, parse
+from pipeline.coding import code, decode_latent, synthesise
+
+KINDS = [("tcq", "state"), ("tcq", "quantizer"), ("urq", ""), ("rdoq", "")]
+
+
+@pytest.fixture(scope="module")
+def file() -> bytes:
+    """One that others tamper with."""
+    return small_coder().encode(photograph(100, 150))
+
+
+# Images
+
+
+@pytest.mark.parametrize(("kind", "context"), KINDS)
+def test_a_file_holds_what_the_encoder_chose(kind: str, context: str) -> None:
+    coder, pixels = small_coder(kind, context), photograph(100, 150)
+    coded = code(coder.codec, coder.tables, pixels)
+    data = coder.encode_indices(coded, 100, 150)
+    assert data == coder.encode(pixels)
+    found = ImageCoder.from_bytes(coder.to_bytes()).decode_indices(data)
+    assert np.array_equal(found.indices, coded.indices)
+    assert np.array_equal(found.hyper_indices, coded.hyper_indices)
+    assert found.hyper_indices.dtype == np.int16
+    assert np.array_equal(found.latent, coded.latent)
+    ours = decode_latent(coder.codec, coder.tables, coded.indices, coded.hyper_indices)
+    assert np.array_equal(coder.decode(data), synthesise(coder.codec, ours, 100, 150))
+    assert found.header == Header(bytes.fromhex(coder.digest)[:8], 100, 150, *map(len, parse(data)[1:]))
+    assert np.abs(coded.indices).max() > coder.tables.alphabet.min() or kind != "urq"
+    # 3 coders of 5 bytes, of which they use more than 3, a word each for rounding, and the header
+    estimate = (coded.bits_y + coded.bits_z) / 8
+    assert estimate < len(data) < 1.003 * estimate + 64
+
+
+@given(height=st.integers(1, 140), width=st.integers(1, 140))
+@effort(deadline=None, max_examples=15)
+def test_any_size_comes_back_in_that_size(height: int, width: int) -> None:
+    coder = small_coder()
+    decoded = coder.decode(coder.encode(photograph(height, width)))
+    assert decoded.shape == (height, width, 3)
+    assert decoded.dtype == np.uint8
+
+
+def test_pixels_that_are_none_are_refused() -> None:
+    for pixels in (photograph(4, 4)[..., 0], photograph(4, 4).astype(np.float32), photograph(0, 4)):
+        with pytest.raises(ValueError, match=r"expected pixels as uint8 \(H, W, 3\), found "):
+            small_coder().encode(pixels)
+
+
+def test_an_image_that_no_decoder_would_take_is_not_encoded() -> None:
+    coder = ImageCoder(small_codec(), small_coder().tables, max_pixels=2 * 64 * 64)
+    assert coder.decode(coder.encode(photograph(64, 65))).shape == (64, 65, 3)
+    with pytest.raises(
+        BitstreamError,
+        match=r"66 × 65 pixels, padded to 128 × 128, are more than the limit of 8192; .*raise max_pixels",
+    ):
+        coder.encode(photograph(65, 66))
+
+
+# The header
+
+
+def test_header_of_a_tiny_file_is_fixed() -> None:
+    """Golden bytes: a change of them is another format version."""
+    data = container.build(bytes(range(8)), 1, 300, b"hyper", b"latent")
+    assert data.hex() == GOLDEN
+    header, hyper, latent = parse(data)
+    assert header == Header(bytes(range(8)), 1, 300, 5, 6)
+    assert (header.bytes, header.file_bytes) == (21, len(data))
+    assert (hyper, latent) == (b"hyper", b"latent")
+    assert header.bpp == 8 * 32 / 300
+
+
+GOLDEN = "52544c016a3671f6000102030405060701ac02050668797065726c6174656e74"
+
+
+def test_header_is_at_most_32_bytes() -> None:
+    most = (1 << 28) - 1
+    assert Header(bytes(8), most, most, most, most).bytes == 32
+    with pytest.raises(ValueError, match="width: expected less than 268435456, found 268435456"):
+        container.build(bytes(8), 1, 1 << 28, b"", b"")
+
+
+def test_messages_about_files(file: bytes) -> None:
+    def told(data: bytes) -> str:
+        with pytest.raises(BitstreamError) as error:
+            small_coder().decode(data)
+        return str(error.value)
+
+    size = len(file)
+    assert told(b"") == "not a Retrellis file: expected it to begin with b'RTL', found b''"
+    assert told(b"\x89PNG\r\n") == "not a Retrellis file: expected it to begin with b'RTL', found b'\\x89PNG'"
+    newer, older = (told(file[:3] + bytes([version]) + file[4:]) for version in (2, 0))
+    assert newer == "expected format version 1, found 2: decode it with a newer release"
+    assert older == "expected format version 1, found 0: it is damaged"
+    assert told(file[:18]) == "truncated: expected a header of up to 32 bytes, found 18 bytes"
+    assert told(file[:-7]).startswith(
+        f"expected {size} bytes by its header, found {size - 7}: truncated, or its header is damaged"
+    )
+    assert f"found {size + 1}: followed by other bytes, or its header" in told(file + b"x")
+    changed = bytearray(file)
+    changed[40] ^= 1
+    assert told(bytes(changed)).endswith(": damaged, get another copy")
+    assert told(bytes(changed)).startswith(
+        f"expected checksum {int.from_bytes(file[4:8], 'little'):08x}, found "
+    )
+    assert told(repaired(bytes(changed))).startswith("hyper stream: expected ")
+    changed = bytearray(file)
+    changed[-2] ^= 1
+    assert told(repaired(bytes(changed))).startswith("latent stream: expected ")
+    assert told(repaired(bytes(changed))).endswith("; the file is damaged, get another copy")
+    assert told(with_header(file, height=0)) == "expected sides of at least 1, found 150 × 0 pixels"
+    long, padded = b"\x80\x80\x80\x80\x01", b"\x80\x00"
+    for number, message in (
+        (long, "damaged header: expected numbers below 268435456, found a longer one"),
+        (padded, "damaged header: expected numbers in as few bytes as they need"),
+    ):
+        assert told(repaired(file[:16] + number + file[17:])) == message
+
+
+def test_a_file_of_another_codec_names_both(file: bytes) -> None:
+    other = small_coder(seed=1)
+    with pytest.raises(BitstreamError) as error:
+        other.decode(file)
+    assert str(error.value) == (
+        f"made by another codec: expected {other.digest[:16]}, found {small_coder().digest[:16]}; "
+        "decode it with the codec file whose SHA-256 begins so"
+    )
+
+
+# The codec file
+
+
+def test_codec_file_is_a_function_of_codec_and_tables() -> None:
+    coder = small_coder()
+    data = coder.to_bytes()
+    again = ImageCoder.from_bytes(data)
+    assert again.to_bytes() == data
+    assert again.codec.digests() == coder.codec.digests()
+    assert again.tables.digest == coder.tables.digest
+    digests = {small_coder(*kind).digest for kind in KINDS} | {small_coder(seed=1).digest}
+    assert len(digests) == 5
+
+
+def test_other_files_are_no_codec_files() -> None:
+    data = small_coder().to_bytes()
+    with pytest.raises(
+        ValueError, match=r"not a codec file: .* found 5 other bytes; `retrellis export CODEC "
+    ):
+        ImageCoder.from_bytes(b"hello")
+    with pytest.raises(
+        ValueError, match=r"not a codec file: .* found a codec without tables; `retrellis exp"
+    ):
+        ImageCoder.from_bytes(small_codec().to_bytes())
+    with pytest.raises(ValueError, match=r"not a codec file: .* other bytes"):
+        ImageCoder.from_bytes(data[:-1])
+    with pytest.raises(ValueError, match=r"not a codec file: .* other bytes"):
+        ImageCoder.from_bytes(safetensors.torch.save({"a": torch.zeros(1)}))
+    newer = data.replace(b'\\"version\\": 1}', b'\\"version\\": 9}', 1)
+    with pytest.raises(
+        ValueError, match="expected a codec file of version 1, found 9: use a matching release"
+    ):
+        ImageCoder.from_bytes(newer)
+    length = int.from_bytes(data[:8], "little")
+    renamed = data[: 8 + length].replace(b"tables.alphabet", b"tables.alphabit") + data[8 + length :]
+    with pytest.raises(ValueError, match=r"tables: expected the arrays \['alphabet'"):
+        ImageCoder.from_bytes(renamed)
+
+
+# Tampering
+
+
+@pytest.mark.parametrize("start", range(0, 480, 96))
+def test_tampered_files_give_an_error_or_an_image_of_the_stated_size(file: bytes, start: int) -> None:
+    for seed in range(start, start + 96):
+        kind, data = mutated(file, seed)
+        with suppress(BitstreamError):
+            assert small_coder().decode(data).shape == (*stated_size(data), 3), kind
+
+
+@pytest.mark.parametrize(("height", "width"), [(1 << 27, 1), (1 << 20, 1 << 20), (8192, 16384 + 64)])
+def test_giant_dimensions_take_no_memory(file: bytes, height: int, width: int) -> None:
+    tracemalloc.start()
+    with pytest.raises(BitstreamError, match=r"are more than the limit of 134217728; .*raise max_pixels"):
+        small_coder().decode(with_header(file, height=height, width=width))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_dimensions_within_the_limit_allocate_no_latents_before_the_hyper_stream_is_whole(
+    file: bytes,
+) -> None:
+    """2^27 pixels have 6 million latents a plane of M = 12, 25 MB; their hyper indices take 2 MB, twice over."""
+    tracemalloc.start()
+    with pytest.raises(BitstreamError, match="hyper stream: expected"):
+        small_coder().decode(with_header(file, height=8192, width=16384))
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+
+
+def test_every_position_of_a_flipped_byte_is_noticed(file: bytes) -> None:
+    """With the checksum as it was: each byte of a file counts."""
+    for place in range(len(file)):
+        changed = bytearray(file)
+        changed[place] ^= 0x55
+        with pytest.raises(BitstreamError):
+            parse(bytes(changed))
+
+
+def test_specification_names_the_magic_and_the_version() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "format.md").read_text()
+    assert "`RTL`" in text
+    assert f"version {container.VERSION}" in text
