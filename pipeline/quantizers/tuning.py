@@ -1,0 +1,188 @@
+"""Tuning: the step Δ, the weight λ_q of rate (or the rounding offset) and the tables that suit a codec.
+
+What is minimised is J = R + λ·D in the image domain: R in bits a pixel with the hyper latents' share, D = 255² · MSE of
+the decoder's picture, clipped to [0, 1] but not rounded, λ the codec's own.
+
+    default ──search──► Δ, λ_q/Δ² ──design──► tables ──counts──► tables ──centroids──► tables
+
+All images decide on one or two numbers. Counts are taken over every second image, and the others, held out, decide
+whether tables made of thousands of them are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.quantizers import QUANTIZERS, design, quantize
+from pipeline.quantizers.compass import Point, descend
+from pipeline.quantizers.lloyd import midpoint_tables
+from pipeline.quantizers.refine import Residuals, refine
+from pipeline.quantizers.tables import STEP_RANGE, Settings, Tables
+
+HALVINGS = 1
+QUICK_ROUNDS, QUICK_WEIGHT = 4, 16.0
+"""Tables of a try: midpoints, refined on the latents themselves. Within 0.05 % in J of a whole design, in a tenth of
+its time (benchmarks/tuning.txt)."""
+
+
+class Sample(NamedTuple):
+    """One image, analysed once and judged many times.
+
+    Attributes:
+        latents: what a quantizer sees.
+        distortion: 255² · MSE of the picture that the decoder makes of r̂, float32 [C, T].
+        side_bits: bits of the hyper latents.
+        pixels: height · width.
+    """
+
+    latents: Residuals
+    distortion: Callable[[npt.NDArray[np.float32]], float]
+    side_bits: float
+    pixels: int
+
+
+class Measured(NamedTuple):
+    """Bits a pixel, 255² · MSE of the picture, and J = bpp + λ · distortion."""
+
+    bpp: float
+    distortion: float
+    cost: float
+
+
+class Try(NamedTuple):
+    """A look of the search, on all images."""
+
+    settings: Settings
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning found.
+
+    Attributes:
+        tables: the choice; their settings say which Δ and λ_q.
+        kept: which of `held_out` they are.
+        held_out: J and its parts on the images that gave no counts: with the "default" settings, and "tuned", both with
+            designed tables; with "counts"; with "counts and centroids". The last two only where tables were refined.
+    """
+
+    tables: Tables
+    kept: str
+    held_out: dict[str, Measured]
+
+
+def tune(
+    start: Settings, samples: Sequence[Sample], lmbda: float, *, refining: bool = True
+) -> Generator[Try, None, Tuned]:
+    """Yields each try of the search; returns the choice. Equal images in equal order choose alike on one platform.
+
+    Args:
+        start: settings to search from, and the default to be beaten; a λ_q of 0 stays 0.
+        samples: in an order that says nothing of their content; every second one is held out.
+        lmbda: λ of the codec.
+        refining: also refine the tables by counts, and by centroids.
+
+    Raises:
+        ValueError: fewer than two samples, an offset for each σ level, or λ not above 0.
+    """
+    if len(samples) < 2:
+        raise ValueError(
+            f"tuning: expected at least 2 images, one to count on and one held out, found {len(samples)}"
+        )
+    if not 0 < lmbda < math.inf:
+        raise ValueError(f"tuning: expected a finite λ above 0, found {lmbda}")
+    best = yield from _search(start, samples, lmbda)
+    candidates = {"default": design(start)}
+    candidates["tuned"] = candidates["default"] if best == start else design(best)
+    on_all = {name: measure(tables, samples, lmbda) for name, tables in candidates.items()}
+    judged = {name: mean(rows[1::2]) for name, rows in on_all.items()}
+    kept = min(on_all, key=lambda name: mean(on_all[name]).cost)  # of equal ones the first
+    if refining:
+        latents = [sample.latents for sample in samples[::2]]
+        prior = candidates[kept]
+        candidates["counts"] = refine(prior, latents)
+        candidates["counts and centroids"] = refine(prior, latents, centroids=True)
+        for name in ("counts", "counts and centroids"):
+            judged[name] = mean(measure(candidates[name], samples[1::2], lmbda))
+            kept = min(kept, name, key=lambda name: judged[name].cost)
+    return Tuned(candidates[kept], kept, judged)
+
+
+def measure(tables: Tables, samples: Sequence[Sample], lmbda: float) -> list[Measured]:
+    """Rate, distortion and J of each image."""
+    rows = []
+    for sample in samples:
+        quantized = quantize(*sample.latents, tables)
+        bpp = (float(quantized.bits.sum()) + sample.side_bits) / sample.pixels
+        distortion = sample.distortion(quantized.reconstruction)
+        rows.append(Measured(bpp, distortion, bpp + lmbda * distortion))
+    return rows
+
+
+def mean(rows: Sequence[Measured]) -> Measured:
+    """Average over images."""
+    return Measured(*(sum(column) / len(rows) for column in zip(*rows, strict=True)))
+
+
+def quick_tables(settings: Settings, latents: Sequence[Residuals]) -> Tables:
+    """Tables good enough to compare settings by."""
+    return refine(midpoint_tables(settings), latents, rounds=QUICK_ROUNDS, weight=QUICK_WEIGHT)
+
+
+def _search(start: Settings, samples: Sequence[Sample], lmbda: float) -> Generator[Try, None, Settings]:
+    axes = _axes(start)
+    latents = [sample.latents for sample in samples]
+    search = descend([_WIDTHS[axis] for axis in axes], HALVINGS)
+    point = next(search)
+    while True:
+        settings = _at(start, axes, point)
+        cost = math.inf
+        if settings is not None:
+            measured = mean(measure(quick_tables(settings, latents), samples, lmbda))
+            yield Try(settings, measured)
+            cost = measured.cost
+        try:
+            point = search.send(cost)
+        except StopIteration as end:
+            chosen = _at(start, axes, end.value)
+            assert chosen is not None  # the start itself is a place
+            return chosen
+
+
+_WIDTHS = {"step": 0.25, "lmbda_q": 1.0, "offset": 0.0625}
+"""First steps: Δ and λ_q/Δ² in octaves, the offset in itself."""
+
+
+def _axes(start: Settings) -> list[str]:
+    """What of the settings is searched: what the kind has a use for."""
+    if len(start.offset) > 1:
+        raise ValueError(
+            f"tuning: expected one rounding offset to start from, found {len(start.offset)}, one a σ level; "
+            "give one number, or tune without them"
+        )
+    weighted = ["lmbda_q"] if start.lmbda_q > 0 else []
+    return ["step", *weighted, *(["offset"] if QUANTIZERS[start.kind].DEFAULTS.offset != (0.5,) else [])]
+
+
+def _at(start: Settings, axes: Sequence[str], point: Point) -> Settings | None:
+    """Settings at a displacement, rounded to four digits as people write them; None where there can be none."""
+    moved = dict(zip(axes, point, strict=True))
+    if not any(point):
+        return start
+    step = _rounded(start.step * 2 ** moved["step"])
+    offset = _rounded(start.offset[0] + moved.get("offset", 0.0))
+    if not (STEP_RANGE[0] <= step <= STEP_RANGE[1] and 0 <= offset <= 0.5):
+        return None
+    lmbda_q = _rounded(start.lmbda_q * 2 ** moved.get("lmbda_q", 0.0))
+    return replace(start, step=step, lmbda_q=lmbda_q, offset=(offset,))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
