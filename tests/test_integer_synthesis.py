@@ -16,7 +16,6 @@ from pipeline.codec.hyperprior import MeanScaleHyperprior
 from pipeline.codec.integer_synthesis import (
     ACTIVATION_LIMIT,
     EXACT_LIMIT,
-    FRACTION_BITS,
     IntegerLayer,
     IntegerSynthesis,
 )
