@@ -53,7 +53,7 @@ def network(image: torch.Tensor) -> MeanScaleHyperprior:
 
 def profile(
     coder: ImageCoder, peer: object, image: torch.Tensor, pixels: np.ndarray
-) -> dict[str, Callable[[], object]]:
+) -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[], object]]]:
     """The parts, ours and theirs; each of them works on what the one before gives."""
     codec, net = coder.codec, coder.codec.network
     y, n = codec.analyse(image)
@@ -74,6 +74,7 @@ def profile(
         "entropy coding to a file": lambda: coder.encode_indices(coded, *pixels.shape[:2]),
         "file to latents, integer h_s included": lambda: coder.decode_indices(data),
         "g_s, pixels": lambda: to_pixels(codec.synthesise(latent)),
+    }, {
         "CompressAI g_a": lambda: peer.g_a(image),
         "CompressAI h_a": lambda: peer.h_a(y),
         "CompressAI h_s (encoder and decoder)": lambda: peer.h_s(z),
@@ -119,8 +120,9 @@ def main(path: str, runs: int = 9) -> None:
     row("decode", seconds["decode"], seconds["decompress"])
     row("both", seconds["encode"] + seconds["decode"], seconds["compress"] + seconds["decompress"])
     print("\nWhere the time goes, each part by itself:")
-    for name, times in alternately(profile(coder, peer, image, pixels), runs).items():
-        print(f"  {name:55} {1e3 * np.median(times):8.1f}")
+    for parts in profile(coder, peer, image, pixels):
+        for name, times in alternately(parts, runs).items():
+            print(f"  {name:45} {1e3 * np.median(times):8.1f}")
 
 
 def row(name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
