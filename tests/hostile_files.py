@@ -51,11 +51,15 @@ def repaired(data: bytes) -> bytes:
 
 def with_header(data: bytes, **fields: int) -> bytes:
     """The same streams behind a header that says something else, checksum repaired."""
+    return repaired(_with_header(data, **fields))
+
+
+def _with_header(data: bytes, **fields: int) -> bytes:
     header, hyper, latent = container.parse(data)
     said = replace(header, **fields)
     numbers = (said.height, said.width, said.hyper_bytes, said.latent_bytes)
     varints = b"".join(map(container.varint, numbers))
-    return repaired(data[:4] + bytes(4) + said.codec + varints + hyper + latent)
+    return data[:8] + said.codec + varints + hyper + latent
 
 
 def _flip(data: bytes, rng: Generator) -> bytes:
@@ -87,11 +91,15 @@ def _lie_about_lengths(data: bytes, rng: Generator) -> bytes:
         lengths = header.hyper_bytes + moved, header.latent_bytes - moved
     else:
         lengths = _any_number(rng), _any_number(rng)
-    return with_header(data, hyper_bytes=lengths[0], latent_bytes=lengths[1])
+    return _with_header(data, hyper_bytes=lengths[0], latent_bytes=lengths[1])
 
 
 def _lie_about_size(data: bytes, rng: Generator) -> bytes:
-    return with_header(data, height=_any_number(rng), width=_any_number(rng))
+    """By little, which the streams may fit, or by any number at all."""
+    header, _, _ = container.parse(data)
+    if rng.random() < 0.5:
+        return _with_header(data, height=header.height + int(rng.integers(40)))
+    return _with_header(data, height=_any_number(rng), width=_any_number(rng))
 
 
 def _other_version(data: bytes, rng: Generator) -> bytes:
