@@ -175,6 +175,7 @@ STAGE_HELP = {
     "ingest": "Read images into the workspace.\n\nFolders become shards of canonical pixels.",
     "train": "Train the base codec, one per λ.\n\nA training that was stopped goes on from its last checkpoint.",
     "tables": "Design the quantizers' tables.\n\nThey drive search, rate and reconstruction alike.",
+    "tune": "Tune quantizers to a codec.\n\nThose with `tune: true`: step, weight of rate and tables, by pictures.",
     "quantize": "Quantize training latents for real.\n\nOnly images that the set lacks; one Ray task per some images.",
     "finetune": "Retrain the decoder side on the latents.\n\nAnd the controls, on noise and on rounding.",
     "evaluate": "Measure every arm on the test images.\n\nQuantizes, decodes, and gives bpp, PSNR and MS-SSIM.",

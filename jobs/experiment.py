@@ -15,7 +15,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -23,23 +22,12 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.fields import STEP_RANGE, Channels, Metric, Name, Seed, Trellis, as_list, distinct
+from jobs.fields import Channels, Metric, Name, Section, Seed, as_list, distinct
+from jobs.quantizer_section import QuantizerSection
 
 
 class ExperimentError(ValueError):
     """The experiment file or a ``--set`` is wrong; the message names file, key and expectation."""
-
-
-class Section(BaseModel):
-    """A mapping in the file: unknown keys are errors, numbers are finite and not made from strings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_is_empty(cls, value: object) -> object:
-        """A key with nothing after its colon is an empty mapping to a person, and null to YAML."""
-        return {} if value is None else value
 
 
 class Images(Section):
@@ -100,24 +88,13 @@ class Latents(Section):
     images: ImagesField | None = None
 
 
-class QuantizerSection(Section):
-    """How latents are quantized; the tables are designed for these values (stage `tables`)."""
+class Tune(Section):
+    """On what quantizers with `tune: true` are tuned: training-side images, a crop from the middle of each."""
 
-    kind: Literal["urq", "rdoq", "tcq"]
-    trellis: Trellis | None = None
-    step: Annotated[float, Field(ge=STEP_RANGE[0], le=STEP_RANGE[1])] = 1.0  # Δ, in units of the latents
-    lmbda_q: Annotated[float, Field(ge=0)] = 0.0  # λ_q / Δ²: weight of a bit in the search
-    centroids: bool = False  # decode to the centroids of the design instead of plain levels
-
-    @model_validator(mode="after")
-    def _fits(self) -> QuantizerSection:
-        if (self.kind == "tcq") != (self.trellis is not None):
-            raise ValueError(
-                f"kind {self.kind!r} {'needs a' if self.kind == 'tcq' else 'takes no'} `trellis`"
-            )
-        if self.kind == "urq" and self.lmbda_q:
-            raise ValueError("kind 'urq' rounds and takes no `lmbda_q`; use 'rdoq'")
-        return self
+    images: ImagesField | None = None  # by default those of `train`, else those of `latents`
+    count: Annotated[int, Field(ge=2)] = 24  # so many of them, evenly by digest
+    crop: Annotated[int, Field(ge=64, multiple_of=64)] = 512  # pixels a side, at most
+    refine: bool = True  # also the tables, by counts and centroids
 
 
 class Arm(Section):
@@ -179,14 +156,14 @@ def _compared(metrics: list[Metric]) -> list[Metric]:
 
 
 class Evaluate(Section):
-    """The test set and what is measured on it. Rate is that of the tables which drove the search."""
+    """The test set and what is measured on it."""
 
     images: ImagesField
     metrics: Annotated[list[Metric], AfterValidator(distinct), AfterValidator(_compared)] = [
         "psnr",
         "ms_ssim",
     ]
-    rate: Literal["tables"] = "tables"
+    rate: Literal["bitstream", "tables"] = "bitstream"  # sizes of real files, or ideal code lengths
 
 
 class Resources(Section):
@@ -203,6 +180,7 @@ class AllResources(Section):
     ingest: Resources = Resources()
     train: Resources = Resources(num_cpus=2)
     tables: Resources = Resources()
+    tune: Resources = Resources(num_cpus=2)
     quantize: Resources = Resources()
     finetune: Resources = Resources(num_cpus=2)
     evaluate: Resources = Resources()
@@ -216,6 +194,7 @@ class Experiment(Section):
     train: Train | None = None
     codec: Annotated[list[ForeignCodec], BeforeValidator(lambda v: [v] if isinstance(v, dict) else v)] = []
     latents: Latents = Latents()
+    tune: Tune = Tune()
     quantizers: Annotated[dict[Name, QuantizerSection], Field(min_length=1)]
     arms: Annotated[dict[Name, Arm], Field(min_length=1), AfterValidator(_controlled)]
     seeds: Annotated[list[Seed], BeforeValidator(as_list), Field(min_length=1), AfterValidator(distinct)] = [
@@ -234,6 +213,8 @@ class Experiment(Section):
             and any(a.parts != "none" for a in self.arms.values())
         ):
             raise ValueError("`latents.images` is needed where there is no `train.images` to take them from")
+        if self.tuning_images is None and any(q.tune for q in self.quantizers.values()):
+            raise ValueError("`tune.images` is needed where there are no images of `train` or `latents`")
         if len(set(self.lmbdas)) != len(self.lmbdas):
             raise ValueError(f"`codec` holds two codecs of one λ, found {self.lmbdas}")
         return self
@@ -247,8 +228,13 @@ class Experiment(Section):
     def latent_images(self) -> Images | None:
         return self.latents.images or (self.train.images if self.train else None)
 
+    @property
+    def tuning_images(self) -> Images | None:
+        """Those of the codec's training before those of the latents: more latents are no reason to tune again."""
+        return self.tune.images or (self.train.images if self.train else self.latents.images)
 
-PATH_KEYS = (("train", "images"), ("latents", "images"), ("evaluate", "images"))
+
+PATH_KEYS = tuple((section, "images") for section in ("train", "latents", "tune", "evaluate"))
 
 
 def load(path: str, overrides: list[str] | None = None) -> Experiment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Metric = Literal["psnr", "ms_ssim"]
 Trellis = Literal[
@@ -22,6 +22,18 @@ Trellis = Literal[
 # As `pipeline` has them; imported from there they would bring torch and Numba along
 CHANNELS_MAX = 4096
 STEP_RANGE = (0.05, 64.0)
+
+
+class Section(BaseModel):
+    """A mapping in the file: unknown keys are errors, numbers are finite and not made from strings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_empty(cls, value: object) -> object:
+        """A key with nothing after its colon is an empty mapping to a person, and null to YAML."""
+        return {} if value is None else value
 
 
 def as_list(value: object) -> object:

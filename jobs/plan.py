@@ -6,7 +6,8 @@
       └──────────────────────────────┼──────────┘                        │
     tables[quantizer] ───────────────┴──► evaluate[λ, quantizer, arm, seed] ──► report
 
-The base arm has no seed and no finetuning: `evaluate` takes the trained codec. Nothing here imports torch or Ray.
+Where a quantizer is tuned, tune[λ, quantizer], which reads codec and images, stands in place of tables[quantizer]. The
+base arm has no seed and no finetuning: `evaluate` takes the trained codec. Nothing here imports torch or Ray.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs import ingest
-from jobs.experiment import Arm, Experiment, ExperimentError, Images, Section
+from jobs.experiment import Arm, Experiment, ExperimentError, Images
+from jobs.fields import Section
+from jobs.quantizer_section import QuantizerSection
 from jobs.stage import Input, Node, Output
 from storage.keys import digest, flatten, sha256
 
@@ -28,15 +31,18 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "train": 1,
     "import": 1,
     "tables": 2,
+    "tune": 1,
     "quantize": 1,
     "finetune": 1,
-    "evaluate": 1,
+    "evaluate": 2,
     "report": 1,
 }
 
 # Settings added after a stage's first version, with the default they had then: left out of the key at that value,
 # so that older results stay valid.
-LATER_SETTINGS: Mapping[str, Mapping[str, object]] = {}
+LATER_SETTINGS: Mapping[str, Mapping[str, object]] = {
+    "tables": {"context": "quantizer", "offset": None, "tune": False}
+}
 
 
 @dataclass(frozen=True)
@@ -73,14 +79,14 @@ def expand(experiment: Experiment, rehash: bool = False) -> list[Node]:
 
     sets = _image_nodes(experiment, rehash, add)
     codecs = [add(node) for node in _codec_nodes(experiment, sets)]
-    tables = {
-        name: add(_tables_node(name, dict(_settings("tables", q))))
-        for name, q in experiment.quantizers.items()
-    }
     scores = []
     for codec in codecs:
-        for quantizer, table in tables.items():
+        for quantizer, section in experiment.quantizers.items():
             common = {"lmbda": codec.axes["lmbda"], "quantizer": quantizer}
+            if section.tune:
+                table = add(_tune_node(common, experiment, section, codec, sets["tune"]))
+            else:
+                table = add(_tables_node(quantizer, section))
             latents = (
                 add(_quantize_node(common, codec, table, sets["latents"])) if "latents" in sets else None
             )
@@ -219,6 +225,8 @@ def _image_nodes(experiment: Experiment, rehash: bool, add: Callable[[Node], Nod
     """The ingest node of each use of images; uses of the same images share one."""
     train = experiment.train.images if experiment.train else None
     uses = {"train": train, "latents": experiment.latent_images, "evaluate": experiment.evaluate.images}
+    if any(section.tune for section in experiment.quantizers.values()):
+        uses["tune"] = experiment.tuning_images
     by_images: dict[str, Node] = {}
     found = {}
     for use, images in uses.items():
@@ -261,8 +269,18 @@ def _checkpoint_digest(file: str) -> str:
         ) from error
 
 
-def _tables_node(name: str, settings: dict[str, Any]) -> Node:
-    return Node("tables", {"quantizer": name}, settings, {})
+def _tables_node(name: str, section: QuantizerSection) -> Node:
+    return Node("tables", {"quantizer": name}, _settings("tables", section), {})
+
+
+def _tune_node(
+    axes: dict[str, Any], experiment: Experiment, section: QuantizerSection, codec: Node, images: Node
+) -> Node:
+    """Its output is like that of `tables`. It reads the whole codec: pictures decide, so the decoder does."""
+    inputs = {"codec": Input(codec.id, "codec"), "images": Input(images.id, "images")}
+    quantizer = _settings("tables", section, frozenset({"tune", "centroids"}))
+    how = _settings("tune", experiment.tune, frozenset({"images"}))
+    return Node("tune", axes, {"quantizer": quantizer, **how, "lmbda": axes["lmbda"]}, inputs)
 
 
 def _quantize_node(axes: dict[str, Any], codec: Node, tables: Node, images: Node) -> Node:

@@ -23,6 +23,7 @@ from storage.workspace import Workspace
 
 CROP_SIDE = 160  # pixels
 CROP_IMAGES = 3
+RATES = {"bitstream": "the sizes of files", "tables": "the tables that drove the search"}
 LIMITS = (
     "Minutes of training prove the plumbing, not the gain: an under-trained codec exaggerates what finetuning gives. "
     "Look at the difference to the controls, and train until the curve is flat before believing a number."
@@ -81,7 +82,9 @@ def make_report(
         {"name": name, "table": table, "bd_rate": bd, "arms": detail, "images": names}
     )
     files["report.csv"] = _csv(table)
-    files["report.md"] = _markdown(name, table, bd, len(names), sorted(files)).encode()
+    rates = {RATES[blob["rate"]] for blob in blobs}
+    head = f"{len(names)} test images; rate from {' and '.join(sorted(rates))}."
+    files["report.md"] = _markdown(name, table, bd, head, sorted(files)).encode()
     return {file: workspace.blobs.put(data, Path(file).suffix) for file, data in sorted(files.items())}, table
 
 
@@ -152,14 +155,14 @@ def _csv(table: list[dict[str, Any]]) -> bytes:
 
 
 def _markdown(
-    name: str, table: list[dict[str, Any]], bd: list[dict[str, Any]], images: int, files: list[str]
+    name: str, table: list[dict[str, Any]], bd: list[dict[str, Any]], intro: str, files: list[str]
 ) -> str:
     """The report as a person reads it."""
     over = [column for column in table[0] if column.startswith("over_")]
     head = ["λ", "quantizer", "arm", "seed", "bpp", "PSNR dB", "MS-SSIM"]
     head += ["ΔJ over base"]
     head += [f"ΔPSNR over {column.removeprefix('over_').removesuffix('_db')}" for column in over]
-    lines = [f"# {name}", "", f"{images} test images; rate from the tables that drove the search.", ""]
+    lines = [f"# {name}", "", intro, ""]
     lines += _table(head, [_cells(row, over) for row in table])
     lines += [
         "",

@@ -27,6 +27,7 @@ STAGES: Mapping[str, str] = {
     "train": "jobs.train",
     "import": "jobs.import_codec",
     "tables": "jobs.tables",
+    "tune": "jobs.tune",
     "quantize": "jobs.quantize",
     "finetune": "jobs.finetune",
     "evaluate": "jobs.evaluate",

@@ -11,7 +11,8 @@ from ruamel.yaml import YAML
 
 from jobs import experiment
 from jobs.cli import app
-from jobs.experiment import Section
+from jobs.fields import Section
+from jobs.quantizer_section import QuantizerSection
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -22,7 +23,8 @@ SECTIONS: dict[str, type[Section]] = {
     "`train`": experiment.Train,
     "`codec`": experiment.ForeignCodec,
     "`latents`": experiment.Latents,
-    "`quantizers`": experiment.QuantizerSection,
+    "`tune`": experiment.Tune,
+    "`quantizers`": QuantizerSection,
     "`arms`": experiment.Arm,
     "`evaluate`": experiment.Evaluate,
     "`resources`": experiment.Resources,

@@ -17,6 +17,7 @@ import pytest
 from laboratory import Lab, mean
 
 from jobs.session import WouldRetrain
+from pipeline.bitstream import ImageCoder
 from pipeline.codec.artifact import Codec
 from pipeline.coding import analyse
 from pipeline.quantizers import Tables, quantize, sequence_bits
@@ -114,7 +115,10 @@ def test_bits_come_from_the_tables_that_drove_the_search(reference: Lab) -> None
         sigma_index = seen.sigma_index.reshape(flat)
         indices = quantize((seen.latent - seen.means).reshape(flat), sigma_index, tables).indices
         assert row["bits_y"] == pytest.approx(sequence_bits(indices, sigma_index, tables).sum(), rel=1e-12)
-        assert row["bpp"] == (row["bits_y"] + row["bits_z"]) / (row["height"] * row["width"])
+        data = ImageCoder(codec, tables).encode(ImageStore(workspace).read(row["image"]))
+        assert row["bytes"] == len(data)
+        assert row["bpp"] == 8 * row["bytes"] / (row["height"] * row["width"])
+        assert 0 < 8 * row["bytes"] - row["bits_y"] - row["bits_z"] < 8 * 64 + 0.003 * row["bits_y"]
 
 
 def test_report_files_say_what_the_scores_say(reference: Lab) -> None:

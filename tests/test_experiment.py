@@ -7,11 +7,15 @@ from typing import get_args
 
 import pytest
 
-from jobs.experiment import Experiment, ExperimentError, QuantizerSection, load
+from jobs.experiment import Experiment, ExperimentError, load
 from jobs.fields import CHANNELS_MAX, STEP_RANGE, Trellis
+from jobs.quantizer_section import DEFAULTS, STATE_CONTEXTS, QuantizerSection
+from jobs.quantizer_section import SIGMA_LEVELS as LEVELS
+from jobs.tables import quantizer_settings
 from pipeline.codec import artifact
 from pipeline.quantizers import QUANTIZERS, tables
 from pipeline.quantizers.trellis import TRELLISES
+from pipeline.sigma import SIGMA_LEVELS
 
 FILE = """
 name: small
@@ -84,8 +88,19 @@ def test_set_overrides_values_and_paths_are_relative_to_the_current_folder(
         ("quantizers.a b.kind=urq", r"quantizers: expected a name of letters, .*\(found 'a b'\)"),
         ("arms.-a.parts=none", r"arms: expected a name .* begins with a letter or a digit \(found '-a'\)"),
         ("quantizers.tcq8.trellis=vvc9", r"quantizers\.tcq8\.trellis: .*'vvc8'.*\(found 'vvc9'\)"),
-        ("quantizers.new.kind=tcq", r"quantizers\.new: kind 'tcq' needs a `trellis`"),
+        ("quantizers.urq.trellis=vvc4", r"quantizers\.urq: kind 'urq' takes no `trellis`; 'tcq' has one"),
         ("quantizers.urq.lmbda_q=0.1", r"quantizers\.urq: kind 'urq' rounds and takes no `lmbda_q`"),
+        ("quantizers.urq.offset=0.4", r"quantizers\.urq: kind 'urq' takes no `offset`; 'deadzone' has one"),
+        ("quantizers.urq.context=state", r"`context: state` needs a `trellis` of at most 8 .* found none"),
+        ("quantizers.new={kind: tcq, trellis: ungerboeck16, context: state}", r"found ungerboeck16"),
+        (
+            "quantizers.new={kind: deadzone, offset: 0.6}",
+            r"offset.*less than or equal to 0\.5 \(found 0\.6\)",
+        ),
+        ("quantizers.new={kind: deadzone, offset: [0.4, 0.3]}", r"expected one `offset`, or 64, .*found 2"),
+        ("quantizers.urq={kind: urq, tune: true, centroids: true}", r"leave `centroids` out"),
+        ("tune.count=1", r"tune\.count: .*greater than or equal to 2 \(found 1\)"),
+        ("tune.crop=100", r"tune\.crop: .*multiple of 64 \(found 100\)"),
         ("arms.base.steps=3", r"arms\.base: an arm without `parts` is the base codec and takes no steps"),
         ("codec={digest: abc, lmbda: 1}", r"codec\.0\.digest"),
         ("train=null", r"expected either `train` .* or `codec`"),
@@ -171,6 +186,42 @@ def test_missing_file_and_broken_yaml(tmp_path: Path) -> None:
 def test_the_file_knows_the_quantizers_that_there_are() -> None:
     assert set(get_args(Trellis)) == set(TRELLISES)
     assert set(get_args(QuantizerSection.model_fields["kind"].annotation)) == set(QUANTIZERS)
+
+
+def test_what_is_not_given_is_the_kinds(file: str) -> None:
+    """The literal copy of the defaults agrees with the pipeline's, and what the file accepts fits it."""
+    assert set(DEFAULTS) == set(QUANTIZERS)
+    for kind, quantizer in QUANTIZERS.items():
+        section = load(file, [f"quantizers.new={{kind: {kind}}}"]).quantizers["new"]
+        given = section.model_dump(mode="json", exclude={"centroids", "tune"})
+        assert quantizer_settings(given) == quantizer.DEFAULTS
+    assert load(file, ["quantizers.urq.step=null"]).quantizers["urq"].step == 1.0
+    assert LEVELS == SIGMA_LEVELS
+    few = {name for name, trellis in TRELLISES.items() if trellis.states <= tables.MAX_STATE_CONTEXTS}
+    assert set(STATE_CONTEXTS) == few
+
+
+def test_offsets_are_one_or_one_a_level(file: str) -> None:
+    levels = [round(0.3 + i / 1000, 3) for i in range(LEVELS)]
+    section = load(file, [f"quantizers.new={{kind: deadzone, offset: {levels}}}"]).quantizers["new"]
+    given = section.model_dump(mode="json", exclude={"centroids", "tune"})
+    assert quantizer_settings(given).offset == tuple(levels)
+    with pytest.raises(ExperimentError, match=r"`tune` searches one `offset`; give one number to start from"):
+        load(file, [f"quantizers.new={{kind: deadzone, tune: true, offset: {levels}}}"])
+
+
+def test_tuning_wants_training_images(file: str, tmp_path: Path) -> None:
+    mine = ["quantizers.urq.tune=true", "tune.images=mine"]
+    assert load(file, mine[:1]).tuning_images == load(file).latent_images
+    tuned = load(file, [*mine, f"latents.images={tmp_path}"])
+    assert tuned.tuning_images is not None
+    assert tuned.tuning_images.folders == [str(Path.cwd() / "mine")]
+    foreign = ["train=null", f"codec={{digest: {'a' * 64}, lmbda: 0.1}}", "arms={base: {}}"]
+    assert load(file, [*foreign, *mine]).tuning_images == tuned.tuning_images
+    with pytest.raises(
+        ExperimentError, match=r"`tune\.images` is needed where there are no images of `train`"
+    ):
+        load(file, [*foreign, mine[0]])
 
 
 def test_the_file_accepts_what_the_pipeline_accepts(file: str) -> None:

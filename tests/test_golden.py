@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.experiment import Arm, QuantizerSection, Train
+from jobs.experiment import Arm, Train
 from jobs.plan import STAGE_VERSIONS, _settings
 from jobs.quantize import SET_VERSION, set_key
+from jobs.quantizer_section import QuantizerSection
 from pipeline.pixels import canonical_pixels
 from pipeline.quantizers import dequantize, quantize
 from pipeline.quantizers.lloyd import midpoint_tables
@@ -23,8 +24,9 @@ from pipeline.sigma import SIGMA_LEVELS, sigma_levels
 from storage.images import image_set_digest, pixel_digest
 from storage.keys import digest, sha256
 
-VERSIONS = dict.fromkeys(("ingest", "train", "import", "quantize", "finetune", "evaluate", "report"), 1) | {
-    "tables": 2
+VERSIONS = dict.fromkeys(("ingest", "train", "import", "tune", "quantize", "finetune", "report"), 1) | {
+    "tables": 2,
+    "evaluate": 2,
 }
 
 KEYS = {

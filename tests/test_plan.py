@@ -41,6 +41,7 @@ def made(node: Node) -> dict[str, Any]:
     kinds = {
         "ingest": "images",
         "train": "codec",
+        "tune": "tables",
         "finetune": "codec",
         "quantize": "latents",
         "evaluate": "scores",
@@ -90,7 +91,38 @@ def test_only_what_a_stage_reads_decides_its_key(file: str) -> None:
     # the report compares arms of one recipe
     assert changed("arms.paper.steps=77", "arms.noise.steps=77") == {"finetune", "report"}
     assert changed("quantizers.tcq8.step=0.8") == {"tables"}
+    assert changed("quantizers.tcq8.context=state") == {"tables"}
+    assert changed("tune.count=8") == set()  # nothing is tuned
     assert changed("evaluate.metrics=[psnr]") == {"evaluate"}
+
+
+def test_a_tuned_quantizer_has_tables_for_each_codec(file: str, tmp_path: Path) -> None:
+    tuned = ["quantizers.tcq8.tune=true"]
+    nodes = {node.id: node for node in expand(load(file, tuned))}
+    assert {name for name in nodes if name.startswith(("tables", "tune"))} == {
+        "tables quantizer=urq",
+        "tune lmbda=0.0067 quantizer=tcq8",
+        "tune lmbda=0.013 quantizer=tcq8",
+    }
+    for stage in ("quantize", "evaluate"):
+        arm = " arm=base" if stage == "evaluate" else ""
+        reads = nodes[f"{stage} lmbda=0.013 quantizer=tcq8{arm}"].inputs["tables"]
+        assert (reads.node, reads.output) == ("tune lmbda=0.013 quantizer=tcq8", "tables")
+    before = keys(load(file, tuned))
+
+    def changed(*overrides: str) -> set[str]:
+        after = keys(load(file, [*tuned, *overrides]))
+        return {name.split()[0] for name in before if before[name] != after.get(name)}
+
+    assert changed("tune.count=8") == changed("tune.refine=false") == {"tune"}
+    assert changed("quantizers.tcq8.step=0.8") == {"tune"}  # where its search begins
+    more = tmp_path / "more"
+    more.mkdir()
+    Image.fromarray(np.ones((8, 8, 3), np.uint8)).save(more / "c.png")
+    assert not changed(f"latents.images={more}") & {"train", "tune"}  # more latents: no codec, no tuning anew
+    assert "tune lmbda=0.013 quantizer=tcq8" in {
+        node.id for node in select(list(nodes.values()), "tune", {"lmbda": "0.013"})
+    }
 
 
 def test_a_latent_set_does_not_know_the_decoder_or_the_list_of_images() -> None:

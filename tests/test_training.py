@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.evaluate import score
+from jobs.evaluate import check_decoded, score
+from pipeline.bitstream import ImageCoder
 from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 from pipeline.coding import analyse, code, decode_latent, scale_inputs, synthesise
@@ -263,10 +264,27 @@ def test_rate_at_a_level_is_the_rate_of_the_tables(
 
 def test_scores_are_golden(codec: Codec, images: list[np.ndarray]) -> None:
     tables = midpoint_tables(settings("tcq", step=0.7, lmbda_q=0.1))
-    row = score(codec, tables, images[0], ["psnr", "ms_ssim"])
+    coder = ImageCoder(codec, tables)
+    row = score(coder, images[0], ["psnr", "ms_ssim"], to_file=False)
     assert {name: row[name] for name in GOLDEN_SCORE} == pytest.approx(GOLDEN_SCORE, rel=1e-3)
     assert row["bpp"] == pytest.approx((row["bits_y"] + row["bits_z"]) / (150 * 200))
     assert row["ms_ssim"] is None  # a side of 150 pixels
+    written = score(coder, images[0], ["psnr"], to_file=True)
+    assert written["bpp"] == 8 * len(coder.encode(images[0])) / (150 * 200)
+    same = ("bits_y", "bits_z", "indices", "psnr_db")
+    assert {name: written[name] for name in same} == {name: row[name] for name in same}
+
+
+def test_a_file_that_decodes_to_something_else_is_no_score(codec: Codec, images: list[np.ndarray]) -> None:
+    coder = ImageCoder(codec, midpoint_tables(settings("urq")))
+    coded = code(codec, coder.tables, images[0])
+    found = coder.decode_indices(coder.encode_indices(coded, 150, 200))
+    check_decoded(coded, found)
+    found.indices[0, 0, :2] += 1
+    with pytest.raises(
+        RuntimeError, match=r"expected the decoded file's indices to be the encoder's, found 2 of"
+    ):
+        check_decoded(coded, found)
 
 
 def test_level_places_are_linear_in_log_sigma() -> None:

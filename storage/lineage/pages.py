@@ -20,6 +20,7 @@ _STAGES = {
     "train": "Trains the networks of a codec at one λ.",
     "import": "Takes in a codec from a checkpoint written elsewhere.",
     "tables": "Designs a quantizer's tables: symbol frequencies and reconstruction points.",
+    "tune": "Searches a quantizer's step and weight of rate by a codec's pictures, and refines its tables.",
     "quantize": "Analyses every image and quantizes its latents with the quantizer the codec will really use.",
     "finetune": "Trains the decoder side of a codec on quantized latents, or on a control; the encoder stays.",
     "evaluate": "Codes every test image and measures its rate and distortion.",

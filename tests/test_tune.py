@@ -1,0 +1,224 @@
+"""Tuning: the search, what a try measures, what is kept, and the stage."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from laboratory import Lab
+
+from jobs.tune import evenly
+from pipeline.codec.artifact import Codec
+from pipeline.codec.hyperprior import MeanScaleHyperprior
+from pipeline.coding import code, synthesise
+from pipeline.judging import centre_crop, sample
+from pipeline.quantizers import Settings, Tables, contexts, design, quantize, settings
+from pipeline.quantizers.compass import Point, descend
+from pipeline.quantizers.lloyd import midpoint_tables
+from pipeline.quantizers.refine import Residuals, refine
+from pipeline.quantizers.tuning import Sample, Try, Tuned, mean, measure, tune
+from pipeline.sigma import sigma_levels
+
+LMBDA = 0.013
+DATA_SIGMA = 20  # level of σ ≈ 1.3
+
+
+def searched(cost: Callable[[Point], float], axes: int, halvings: int = 3) -> tuple[Point, list[Point]]:
+    """Where a search ends, and where it looked."""
+    search = descend([0.5] * axes, halvings)
+    looks = [next(search)]
+    while True:
+        try:
+            looks.append(search.send(cost(looks[-1])))
+        except StopIteration as end:
+            return end.value, looks
+
+
+@pytest.mark.parametrize("minimum", [(0.0,), (1.3,), (-0.7, 0.4), (2.1, -1.6)])
+def test_the_search_finds_a_minimum_in_few_looks(minimum: Point) -> None:
+    def bowl(point: Point) -> float:
+        x = np.subtract(point, minimum)
+        return 1 + math.cosh(float(x[0])) + (0 if len(x) == 1 else float(x[1] ** 2 + 0.5 * x[0] * x[1]))
+
+    best, looks = searched(bowl, len(minimum))
+    assert np.abs(np.subtract(best, minimum)).max() < 0.04
+    assert len(set(looks)) == len(looks) <= 22 * len(minimum)
+    assert bowl(best) == min(bowl(look) for look in looks)
+
+
+def test_the_search_stays_where_there_are_places() -> None:
+    best, looks = searched(lambda p: math.inf if p[0] > 0.8 else -p[0], 1)
+    assert best == (0.75,)
+    assert max(look[0] for look in looks) <= 1.25  # a step beyond
+
+
+def source(scale: float, seed: int) -> Sample:
+    """A Gaussian image whose picture is its latents: what tuning should find is known."""
+    rng = np.random.default_rng(seed)
+    sigma_index = np.full((32, 400), DATA_SIGMA, np.uint8)
+    residual = (rng.normal(size=sigma_index.shape) * sigma_levels()[DATA_SIGMA] * scale).astype(np.float32)
+    return Sample(
+        Residuals(residual, sigma_index),
+        lambda r: float(np.square(r - residual, dtype=np.float64).mean()),
+        side_bits=100.0,
+        pixels=residual.size,
+    )
+
+
+def finished(tuning: Generator[Try, None, Tuned]) -> tuple[Tuned, list[Try]]:
+    tries = []
+    while True:
+        try:
+            tries.append(next(tuning))
+        except StopIteration as end:
+            return end.value, tries
+
+
+def test_what_is_measured_is_rate_and_distortion() -> None:
+    tables, samples = midpoint_tables(settings("urq")), [source(1.0, seed) for seed in (1, 2)]
+    rows = measure(tables, samples, 2.0)
+    for row, one in zip(rows, samples, strict=True):
+        bits = quantize(*one.latents, tables).bits.sum() + 100
+        assert row.bpp == pytest.approx(bits / one.pixels)
+        assert row.distortion == pytest.approx(1 / 12, rel=0.05)
+        assert row.cost == row.bpp + 2.0 * row.distortion
+    assert mean(rows).cost == pytest.approx((rows[0].cost + rows[1].cost) / 2)
+
+
+def test_a_step_is_found_that_suits_lmbda() -> None:
+    """At high rate D = Δ²/12 and R falls by log2 Δ: J is least where Δ² = 6/(λ ln 2)."""
+    lmbda = 60.0
+    best = math.sqrt(6 / (lmbda * math.log(2)))
+    samples = [source(1.0, seed) for seed in range(4)]
+    tuned, tries = finished(tune(settings("urq", step=0.7), samples, lmbda, refining=False))
+    assert tuned.tables.settings.step == pytest.approx(best, rel=0.04)
+    assert len(tries) < 12
+    assert tuned.kept == "tuned"
+    assert tuned.held_out["tuned"].cost < tuned.held_out["default"].cost
+    on_all = {
+        s: mean(measure(design(s), samples, lmbda))
+        for s in (settings("urq", step=0.7), tuned.tables.settings)
+    }
+    assert min(on_all, key=lambda s: on_all[s].cost) == tuned.tables.settings
+    again, _ = finished(tune(settings("urq", step=0.7), samples, lmbda, refining=False))
+    assert again.tables.digest == tuned.tables.digest
+    assert again.held_out == tuned.held_out
+
+
+def test_refined_tables_are_kept_where_residuals_are_not_what_sigma_says() -> None:
+    """A σ that is predicted twice too large: counts tell."""
+    samples = [source(0.5, seed) for seed in range(4)]
+    tuned, _ = finished(tune(settings("urq", step=0.9), samples, 5.0))
+    assert tuned.kept.startswith("counts")
+    assert tuned.held_out[tuned.kept].cost < 0.98 * tuned.held_out["tuned"].cost
+    plain, _ = finished(tune(settings("urq", step=0.9), samples, 5.0, refining=False))
+    assert set(plain.held_out) == {"default", "tuned"}
+
+
+@pytest.mark.parametrize(
+    ("start", "axes"),
+    [
+        (settings("tcq", "vvc4"), {"step", "lmbda_q"}),
+        (settings("rdoq", lmbda_q=0.0), {"step"}),
+        (settings("deadzone"), {"step", "offset"}),
+        (settings("urq", step=0.05), {"step"}),  # at the end of the range: only upwards
+    ],
+)
+def test_what_is_searched_is_what_the_kind_has(start: Settings, axes: set[str]) -> None:
+    tuning = tune(start, [source(1.0, seed) for seed in range(2)], 5.0)
+    tries = [next(tuning).settings for _ in range(5 if len(axes) == 2 else 2)]
+    assert tries[0] == start
+    names = ("step", "lmbda_q", "offset")
+    assert {n for t in tries[1:] for n in names if getattr(t, n) != getattr(start, n)} == axes
+    assert all(t.step >= 0.05 for t in tries)
+
+
+def test_mistakes_are_named() -> None:
+    one = source(1.0, 0)
+    with pytest.raises(
+        ValueError, match="expected at least 2 images, one to count on and one held out, found 1"
+    ):
+        next(tune(settings("urq"), [one], LMBDA))
+    with pytest.raises(ValueError, match="expected a finite λ above 0, found 0"):
+        next(tune(settings("urq"), [one, one], 0.0))
+    with pytest.raises(
+        ValueError, match="expected one rounding offset to start from, found 64, one a σ level"
+    ):
+        next(tune(settings("deadzone", offset=(0.4,) * 64), [one, one], LMBDA))
+
+
+def test_counting_leaves_unseen_levels_alone() -> None:
+    prior, one = midpoint_tables(settings("tcq", "vvc4")), source(0.5, 3)
+    refined = refine(prior, [one.latents])
+    for level in (DATA_SIGMA - 1, DATA_SIGMA + 1):
+        np.testing.assert_array_equal(refined.frequency_rows(level), prior.frequency_rows(level))
+    used = quantize(*one.latents, prior)
+    zero = refined.alphabet[DATA_SIGMA]
+    assert (refined.frequency_rows(DATA_SIGMA)[:, zero] > prior.frequency_rows(DATA_SIGMA)[:, zero]).all()
+    assert set(np.unique(contexts(used.indices, prior))) == {0, 1}
+    np.testing.assert_array_equal(refined.reconstruction, prior.reconstruction)
+    moved = refine(prior, [one.latents], centroids=True)
+    assert not np.array_equal(moved.reconstruction_rows(DATA_SIGMA), prior.reconstruction_rows(DATA_SIGMA))
+
+
+def test_a_sample_is_what_coding_an_image_gives() -> None:
+    torch.manual_seed(0)
+    codec = Codec.from_network(MeanScaleHyperprior(8, 12).eval())
+    pixels = np.ascontiguousarray(skimage.data.astronaut()[:100, :130])
+    tables = midpoint_tables(settings("urq"))
+    (row,) = measure(tables, [sample(codec, pixels)], LMBDA)
+    coded = code(codec, tables, pixels)
+    assert row.bpp == pytest.approx((coded.bits_y + coded.bits_z) / (100 * 130))
+    error = synthesise(codec, coded.latent, 100, 130).astype(np.float64) - pixels
+    assert row.distortion == pytest.approx(
+        np.square(error).mean(), rel=2e-3
+    )  # of pixels that are not rounded
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((600, 100), (512, 64)), ((130, 700), (128, 512)), ((40, 64), (40, 64))]
+)
+def test_crops_come_from_the_middle(shape: tuple[int, int], expected: tuple[int, int]) -> None:
+    pixels = np.arange(math.prod(shape) * 3, dtype=np.uint32).astype(np.uint8).reshape(*shape, 3)
+    found = centre_crop(pixels, 512, 64)
+    assert found.shape == (*expected, 3)
+    top, left = ((whole - part) // 2 for whole, part in zip(shape, expected, strict=True))
+    np.testing.assert_array_equal(found, pixels[top : top + expected[0], left : left + expected[1]])
+
+
+def test_images_are_spread_evenly() -> None:
+    names = [f"{i:02}" for i in range(10)]
+    assert evenly(names, 4) == ["00", "02", "05", "07"]
+    assert evenly(names, 99) == names
+
+
+def test_the_stage_gives_tables_that_quantize_and_evaluate_take(reference: Lab, tmp_path: Path) -> None:
+    lab = reference.copy(tmp_path / "workspace")
+    tuned = ["quantizers.urq.tune=true", "tune.count=4", "tune.crop=64"]
+    planned = lab.plan(*tuned)
+    assert "some 15 tries on 4 images; first of its stage here" in planned
+    assert "compute tune lmbda=0.013 quantizer=urq" in planned
+    printed = lab.run(*tuned, only={"quantizer": "urq", "arm": "base"})
+    record = lab.record("tune")
+    assert "J default" in record["summary"]
+    assert record["summary"]["delta"] == record["outputs"]["tables"]["note"]["delta"]
+    lines = lab.workspace.blobs.get(record["outputs"]["metrics"]["blob"]).splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, len(lines) + 1))
+    tables = Tables.from_bytes(lab.workspace.blobs.get(record["outputs"]["tables"]["blob"]))
+    assert tables.digest == record["outputs"]["tables"]["digest"]
+    assert tables.settings.step == record["summary"]["delta"]
+    scores = [r for r in lab.records("results/evaluate").values() if r["reads"]["tables"] == tables.digest]
+    assert len(scores) == 1
+    assert "done: tune lmbda=0.013 quantizer=urq" in printed
+    assert (
+        "reuse"
+        in lab.plan(*tuned, "latents.images=" + str(lab.folder / "train")).split("tune ")[0].splitlines()[-1]
+    )
+    # where the search begins is part of the key, and said so
+    assert "settings.quantizer.step (1.0 → 0.9)" in lab.plan(*tuned, "quantizers.urq.step=0.9")
