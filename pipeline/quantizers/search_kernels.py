@@ -209,7 +209,7 @@ def search_forward(
     channels, positions = residual_CT.shape
     now, then, cost = 0, states * WIDTH, 2 * states * WIDTH  # rows of `work`, WIDTH lanes each
     work = np.full((2 * states + branches) * WIDTH, np.inf)
-    work[:WIDTH] = 0.0
+    work[:WIDTH], least = 0.0, np.empty(WIDTH)
     r, level = np.zeros((_TILE, WIDTH)), np.zeros((_TILE, WIDTH), np.uint8)
     tile, state = (r, level, np.zeros(WIDTH, np.uint32)), np.zeros(WIDTH, np.uint64)
     place = marks = active = 0
@@ -230,7 +230,7 @@ def search_forward(
                 now, then = then, now
                 marks += (states + 7) // 8 * WIDTH
                 place += WIDTH
-            _normalise(work[now : now + states * WIDTH])
+            _normalise(work, now, states, least)
     _finish(work[now : now + states * WIDTH], 0, active, state)
     return state
 
@@ -286,11 +286,15 @@ def _mend(step: int, tile: Any, envelopes: Any, grid: Any, work: Any, cost: int)
 
 
 @numba.njit(nogil=True, cache=True)
-def _normalise(metric: Any) -> None:
+def _normalise(work: Any, now: int, states: int, least: Any) -> None:
     """Take each lane's least metric from all of its own: huge costs must not swallow the small ones after them."""
-    for lane in range(WIDTH):
-        least = metric[lane::WIDTH].min()
-        metric[lane::WIDTH] -= least
+    least[:] = np.inf
+    for place in range(now, now + states * WIDTH, WIDTH):
+        for lane in range(WIDTH):
+            least[lane] = min(least[lane], work[_U(place + lane)])
+    for place in range(now, now + states * WIDTH, WIDTH):
+        for lane in range(WIDTH):
+            work[_U(place + lane)] -= least[lane]
 
 
 @numba.njit(nogil=True, cache=True)
