@@ -4,7 +4,7 @@
     pip install -c constraints.txt . pybind11 setuptools
     pip install constriction==0.5.0 scipy tqdm requests pandas einops
     pip install --no-deps compressai==1.2.8
-    pip download --no-deps --no-build-isolation --no-binary nncodec nncodec==2.1.3    # only its C++ extension is needed:
+    pip download --no-deps --no-build-isolation --no-binary nncodec nncodec==2.1.3   # only its C++ extension is used:
     tar xf nncodec-2.1.3.tar.gz && (cd nncodec-2.1.3 && python setup.py build_ext --inplace)
     export NNCODEC=$PWD/nncodec-2.1.3/src/nncodec/extensions
 
