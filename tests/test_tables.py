@@ -1,53 +1,23 @@
-"""Tables: their bytes, what they refuse, what they charge, and how good the designed ones are."""
+"""Tables: their bytes, what they refuse, what they charge."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import cache
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import safetensors.numpy
 
-from pipeline import quantizers
-from pipeline.frequencies import TOTAL, escape_bits, frequency_bits, integer_frequencies
-from pipeline.quantizers import lloyd
-from pipeline.quantizers.lloyd import gather, gaussian_cells, midpoint_tables, retabulate
+from pipeline.frequencies import TOTAL, escape_bits, frequency_bits
+from pipeline.quantizers.lloyd import midpoint_tables
 from pipeline.quantizers.lookup import code_bits, reconstruct
 from pipeline.quantizers.tables import METADATA_KEY, Settings, Tables
 from pipeline.sigma import SIGMA_LEVELS, sigma_levels
 
 URQ = Settings("urq", None, 1.0, 0.0)
 TCQ = Settings("tcq", "vvc8", 0.7, 0.1)
-
-
-@cache
-def designed(chosen: Settings) -> Tables:
-    return quantizers.design(chosen, centroids=True)
-
-
-def gap_db(tables: Tables, sigma: float, level: int) -> tuple[float, float]:
-    """Bits a sample, and how far the error of N(0, σ²) samples lies above D(R) = σ²·2^(−2R)."""
-    unit = np.random.default_rng(11).standard_normal((768, 192))
-    residual_CT = (unit * (sigma / np.sqrt(np.square(unit).mean()))).astype(np.float32)
-    found = quantizers.quantize(residual_CT, np.full(residual_CT.shape, level, np.uint8), tables)
-    bits = found.bits.sum() / residual_CT.size
-    error = np.square(found.reconstruction - residual_CT, dtype=np.float64).mean()
-    return bits, 10 * np.log10(error / (sigma**2 * 2 ** (-2 * bits)))
-
-
-def midpoint_tables_at(chosen: Settings, sigma: float) -> Tables:
-    """Midpoint tables of one σ that is not among the levels, in place of level 63's."""
-    tables = midpoint_tables(chosen)
-    rows = [tables.frequency_rows(level) for level in range(SIGMA_LEVELS - 1)]
-    points = [tables.reconstruction_rows(level) for level in range(SIGMA_LEVELS - 1)]
-    K = int(np.ceil(4 * sigma / chosen.spacing)) + 1
-    cells = integer_frequencies(gaussian_cells(chosen, K, sigma))
-    lattice = chosen.lattice(np.arange(K + 1)).astype(np.float32)
-    return Tables.from_rows(chosen, [*rows, cells], [*points, lattice])
 
 
 def with_array(data: bytes, name: str, values: npt.NDArray[np.generic]) -> bytes:
@@ -174,92 +144,3 @@ def test_lookups_refuse_what_would_read_beyond_the_tables() -> None:
         code_bits(tables, level, context + 2, index)
     with pytest.raises(ValueError, match=r"contexts: expected uint8 \(3,\), found int64 \(3,\)"):
         code_bits(tables, level, context.astype(np.int64), index)
-
-
-def test_gaussian_cells_are_probabilities_between_midpoints() -> None:
-    cells = gaussian_cells(TCQ, 5, sigma=1.0)
-    assert cells.shape == (2, 12)
-    assert cells.sum(-1) == pytest.approx(1)
-    assert np.array_equal(cells[:, :11], cells[:, 10::-1])
-    # Q0's zero: |r| < Δ = 0.7; Q1's: |r| < Δ/2
-    assert cells[:, 5] == pytest.approx([0.516073, 0.273661], abs=1e-6)
-
-
-def test_counts_replace_a_prior_as_they_grow() -> None:
-    tables = midpoint_tables(URQ)
-    residual = np.full((1, 100_000), 1.2, np.float32)
-    level, context = np.full(residual.shape, 40, np.uint8), np.zeros(residual.shape, np.uint8)
-    counted = retabulate(
-        tables, gather(tables, residual, level, context, np.ones(residual.shape, np.int32)), centroids=True
-    )
-    K = int(tables.alphabet[40])
-    assert counted.frequency_rows(40)[0, K + 1] > 0.99 * TOTAL
-    assert counted.reconstruction_rows(40)[0, 1] == pytest.approx(1.2, abs=1e-4)
-    assert np.array_equal(counted.frequency_rows(39), tables.frequency_rows(39))
-    assert np.array_equal(counted.reconstruction_rows(39), tables.reconstruction_rows(39))
-
-
-@pytest.mark.parametrize(
-    ("chosen", "sigma", "expected_db"),
-    [
-        # λ_q is 0.10 in latent units: over Δ² it would be 0.33
-        (Settings("tcq", "vvc8", 0.55, 0.10 / 0.55**2), 4.18, 0.536),
-        (Settings("tcq", "vvc8", 0.55, 0.10 / 0.55**2), 1.02, 0.822),
-        (URQ, 4.18, 1.550),
-        (URQ, 1.02, 1.868),
-    ],
-)
-def test_gap_of_midpoint_tables(chosen: Settings, sigma: float, expected_db: float) -> None:
-    _, found_db = gap_db(midpoint_tables_at(chosen, sigma), sigma, SIGMA_LEVELS - 1)
-    assert found_db == pytest.approx(expected_db, abs=0.04)
-
-
-@pytest.mark.parametrize(
-    ("level", "least", "most"), [(20, 1.2, 1.3), (24, 1.85, 2.05), (26, 2.25, 2.4), (30, 3.0, 3.2)]
-)
-def test_gap_of_designed_tables(level: int, least: float, most: float) -> None:
-    """VVC-8's best gaps by rate: 1.04 → 0.62, 1.35 → 0.56, 2.27 → 0.49, 3.15 → 0.47 dB."""
-    tables = designed(Settings("tcq", "vvc8", 1.0, 0.5))
-    bits, found_db = gap_db(tables, float(sigma_levels()[level]), level)
-    assert least < bits < most
-    assert found_db < np.interp(bits, [1.04, 1.35, 2.27, 3.15], [0.62, 0.56, 0.49, 0.47]) + 0.04
-
-
-def test_design_depends_on_its_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lloyd, "_SCHEDULE", ((2, 200),))
-    assert (
-        quantizers.design(TCQ).digest
-        == quantizers.design(TCQ).digest
-        != quantizers.design(TCQ, seed=1).digest
-    )
-
-
-def test_design_beats_midpoints_at_low_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lloyd, "_SCHEDULE", ((6, 4_000),))
-    chosen = Settings("rdoq", None, 1.0, 0.3)
-    better = quantizers.design(chosen, centroids=True)
-    for level in (14, 18, 22):
-        sigma = float(sigma_levels()[level])
-        costs = []
-        for tables in (better, midpoint_tables(chosen)):
-            bits, gap = gap_db(tables, sigma, level)
-            costs.append(sigma**2 * 2 ** (-2 * bits) * 10 ** (gap / 10) + 0.3 * bits)
-        assert costs[0] < costs[1]
-
-
-def test_points_stay_on_the_lattice_unless_centroids_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lloyd, "_SCHEDULE", ((2, 500),))
-    plain, plainest = quantizers.design(TCQ), midpoint_tables(TCQ)
-    assert np.array_equal(plain.reconstruction, plainest.reconstruction)
-    assert not np.array_equal(plain.frequencies, plainest.frequencies)
-    assert not np.array_equal(quantizers.design(TCQ, centroids=True).reconstruction, plain.reconstruction)
-
-
-def test_design_of_urq_is_the_gaussian() -> None:
-    """Against the cells' exact probabilities and, for |k| = 1, the exact centroid."""
-    sigma, normal = float(sigma_levels()[18]), NormalDist()
-    cells = gaussian_cells(URQ, int(designed(URQ).alphabet[18]), sigma)[0]
-    assert designed(URQ).frequency_rows(18)[0] / TOTAL == pytest.approx(cells, abs=3e-4)
-    low, high = 0.5 / sigma, 1.5 / sigma
-    centroid = sigma * (normal.pdf(low) - normal.pdf(high)) / (normal.cdf(high) - normal.cdf(low))
-    assert designed(URQ).reconstruction_rows(18)[0, 1] == pytest.approx(centroid, abs=1e-3)

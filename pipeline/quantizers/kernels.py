@@ -73,3 +73,31 @@ def fill_levels(
         else:
             level = lattice[quantizers[i], abs(k)]
         levels[i] = -level if k < 0 else level
+
+
+@numba.njit(nogil=True, cache=True)
+def count(
+    residual: Any,
+    sigma_index: Any,
+    contexts: Any,
+    indices: Any,
+    alphabet: Any,
+    frequency_start: Any,
+    reconstruction_start: Any,
+    context_quantizer: Any,
+    counts: Any,
+    uses: Any,
+    sums: Any,
+) -> None:
+    """Add up what was chosen: each symbol, escapes as one; each |k| coded without escape, and its sgn(k)·r."""
+    for i in range(indices.size):
+        level, context, k = sigma_index[i], contexts[i], indices[i]
+        K = np.int64(alphabet[level])
+        row = frequency_start[level] + context * (2 * K + 2)
+        if abs(k) <= K:
+            counts[row + K + k] += 1
+            point = reconstruction_start[level] + context_quantizer[context] * (K + 1) + abs(k)
+            uses[point] += 1
+            sums[point] += np.sign(k) * np.float64(residual[i])
+        else:
+            counts[row + 2 * K + 1] += 1

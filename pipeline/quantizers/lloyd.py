@@ -1,30 +1,44 @@
-"""Tables for Gaussian residuals: where a quantizer starts before it has seen latents.
+"""Tables designed on Gaussian samples, at once and without a codec; and statistics that refine tables.
 
 Lloyd's algorithm through the quantizer's own search: quantize samples, count the indices, take the centroids, again.
 Midpoint tables alone are far off at low rate, where a trellis with rate constraint hardly ever leaves a state.
+
+It ends in the optimum nearest to its start, so what it starts from decides: with centroids these are the labellings of
+`labels`, without them the levels stay where they are, and only how wide a source is expected differs. Each σ level
+keeps what did best for it.
 """
 
 from __future__ import annotations
 
-import math
-from statistics import NormalDist
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.frequencies import TOTAL, integer_frequencies
+from pipeline.quantizers import labels
 from pipeline.quantizers.contract import Quantizer
-from pipeline.quantizers.lookup import channel_bits, contexts, reconstruct
+from pipeline.quantizers.kernels import count, plain
+from pipeline.quantizers.lookup import code_bits, contexts, reconstruct
 from pipeline.quantizers.tables import Settings, Tables, alphabet_sizes
 from pipeline.sigma import SIGMA_LEVELS, sigma_levels
+from pipeline.sources import GAUSSIAN, Source
 
-_STARTS = (1.0, 2.5)
-"""Widths of the Gaussians whose midpoint tables are started from, in σ: a wide one keeps rare symbols affordable."""
-_SCHEDULE = ((12, 5_000), (20, 10_000), (3, 40_000))
+Floats = npt.NDArray[np.float64]
+
+SCHEDULE = ((12, 5_000), (20, 10_000), (3, 40_000))
 """Rounds, and samples a σ level in each. A step that is coarse for its λ_q needs the many rounds."""
+_STARTS = (("plain", 1.0), ("plain", 2.5), ("centred", 1.0), ("offset", 1.0))
+"""Labellings, and widths of the sources whose midpoint tables are started from, in σ: a wide one keeps rare symbols
+affordable."""
 _PRIOR_WEIGHT = 4.0
-"""Samples a symbol that the midpoint probabilities count for, so that unseen ones keep a sensible frequency."""
+"""Samples a symbol that the start's probabilities count for, so that unseen ones keep a sensible frequency."""
+_STATE_WEIGHT = 64.0
+"""The same where each state has tables of its own, which begin as those by quantizer: little differs, much is noise."""
+_MOST_LABELLED = 20
+"""K beyond which a level stays plain: other labellings gain nothing there, and take twice the indices."""
 
 
 class Statistics(NamedTuple):
@@ -36,32 +50,32 @@ class Statistics(NamedTuple):
         sums: float64 [Σ Q(K_l + 1)], Σ sgn(k)·r over those, latent units.
     """
 
-    counts: npt.NDArray[np.float64]
-    uses: npt.NDArray[np.float64]
-    sums: npt.NDArray[np.float64]
+    counts: Floats
+    uses: Floats
+    sums: Floats
 
 
-def gaussian_cells(settings: Settings, K: int, sigma: float) -> npt.NDArray[np.float64]:
-    """Probabilities of the cells between midpoints of neighbouring plain levels, for N(0, σ²).
+def midpoint_tables(
+    settings: Settings,
+    width: float = 1.0,
+    labelling: str = "plain",
+    source: Source = GAUSSIAN,
+    sigmas: Floats | None = None,
+) -> Tables:
+    """Levels on the lattice, and the probabilities of the cells between their midpoints: a start of the design.
 
-    Returns:
-        float64 [C, 2K + 2]: k = −K … K, then what lies beyond. The state of a trellis is taken to tell nothing of r.
+    Args:
+        width: how wide a source is expected, in its σ.
+        labelling: name in `labels.SHIFTS`.
+        sigmas: standard deviations of the levels, float64 [L], latent units; those of a codec if None.
     """
-    levels = settings.lattice(np.arange(K + 2))
-    edges = (levels[:, 1:] + levels[:, :-1]) / 2 / (sigma * math.sqrt(2))
-    upper = np.vectorize(math.erfc)(edges) / 2  # P(r > edge), exact in the tail
-    cells = np.concatenate([0.5 - upper[:, :1], upper[:, :-1] - upper[:, 1:]], axis=1)
-    cells[:, 0] *= 2
-    by_quantizer = np.concatenate([cells[:, :0:-1], cells, 2 * upper[:, -1:]], axis=1)
-    return by_quantizer[settings.context_quantizers]
-
-
-def midpoint_tables(settings: Settings, width: float = 1.0) -> Tables:
-    """Plain levels, and the frequencies of Gaussians `width`·σ wide: the start of the design."""
     frequencies, reconstruction = [], []
-    for K, sigma in zip(alphabet_sizes(settings).tolist(), sigma_levels().tolist(), strict=True):
-        frequencies.append(integer_frequencies(gaussian_cells(settings, K, width * sigma)))
-        reconstruction.append(settings.lattice(np.arange(K + 1)).astype(np.float32))
+    wanted = sigma_levels() if sigmas is None else sigmas
+    for K, sigma in zip(alphabet_sizes(settings, wanted).tolist(), wanted.tolist(), strict=True):
+        name, size = (labelling, 2 * K) if labelling != "plain" and K <= _MOST_LABELLED else ("plain", K)
+        probabilities = labels.cells(settings, size, name, source, width * sigma)
+        frequencies.append(integer_frequencies(probabilities))
+        reconstruction.append(labels.points(settings, size, name))
     return Tables.from_rows(settings, frequencies, reconstruction)
 
 
@@ -73,19 +87,17 @@ def gather(
     indices: npt.NDArray[np.int32],
 ) -> Statistics:
     """Count what was chosen; all arrays of one shape. Statistics of several images add up entry by entry."""
-    K = tables.alphabet[sigma_index].astype(np.int64)
-    coded = abs(indices) <= K
-    symbol = (
-        tables.frequency_start[sigma_index] + contexts * (2 * K + 2) + np.where(coded, indices + K, 2 * K + 1)
+    points = tables.reconstruction.size
+    found = Statistics(np.zeros(tables.frequencies.size), np.zeros(points), np.zeros(points))
+    chosen = (
+        plain(residual.ravel()),
+        plain(sigma_index.ravel()),
+        plain(contexts.ravel()),
+        plain(indices.ravel()),
     )
-    quantizers = tables.settings.context_quantizers[contexts]
-    point = (tables.reconstruction_start[sigma_index] + quantizers * (K + 1) + abs(indices))[coded]
-    signed = (np.sign(indices) * residual.astype(np.float64))[coded]
-    return Statistics(
-        np.bincount(symbol.ravel(), minlength=tables.frequencies.size).astype(np.float64),
-        np.bincount(point, minlength=tables.reconstruction.size).astype(np.float64),
-        np.bincount(point, weights=signed, minlength=tables.reconstruction.size).astype(np.float64),
-    )
+    starts = tables.frequency_start, tables.reconstruction_start
+    count(*chosen, tables.alphabet, *starts, tables.settings.context_quantizers, *found)
+    return found
 
 
 def retabulate(
@@ -103,59 +115,85 @@ def retabulate(
         symbols = known.shape[1]
         frequencies.append(integer_frequencies(counts + weight * symbols / (TOTAL - symbols) * known))
         points = prior.reconstruction_rows(level).astype(np.float64)
-        if not centroids:
-            reconstruction.append(points.astype(np.float32))
-            continue
-        uses = _rows(statistics.uses, prior.reconstruction_start, level, points.shape)
-        sums = _rows(statistics.sums, prior.reconstruction_start, level, points.shape)
-        points = (sums + weight * points) / (uses + weight)
-        points[:, 0] = 0.0
+        if centroids:
+            uses = _rows(statistics.uses, prior.reconstruction_start, level, points.shape)
+            sums = _rows(statistics.sums, prior.reconstruction_start, level, points.shape)
+            points = (sums + weight * points) / (uses + weight)
+            points[:, 0] = 0.0
         reconstruction.append(points.astype(np.float32))
     return Tables.from_rows(prior.settings, frequencies, reconstruction)
 
 
-def _rows(
-    values: npt.NDArray[np.float64], start: npt.NDArray[np.int64], level: int, shape: tuple[int, ...]
-) -> npt.NDArray[np.float64]:
+def _rows(values: Floats, start: npt.NDArray[np.int64], level: int, shape: tuple[int, ...]) -> Floats:
     return values[start[level] : start[level + 1]].reshape(shape)
 
 
-_Costed = tuple[npt.NDArray[np.float64], Tables]
+def design_tables(
+    quantizer: Quantizer,
+    settings: Settings,
+    seed: int,
+    centroids: bool,
+    source: Source = GAUSSIAN,
+    sigmas: Floats | None = None,
+    schedule: Sequence[tuple[int, int]] = SCHEDULE,
+) -> Tables:
+    """Lloyd's algorithm from several starts; each σ level keeps the tables that had the lowest J.
+
+    Args:
+        sigmas: standard deviations of the levels, float64 [L], latent units; those of a codec if None.
+        schedule: rounds and samples a σ level of each stage; what did best in one starts the next.
+    """
+    wanted = sigma_levels() if sigmas is None else sigmas
+    weight = _PRIOR_WEIGHT
+    movable = centroids and settings.lmbda_q > 0  # a search blind to the rate has its own labelling
+    if settings.context == "state":  # as many tables as states find worse optima unless they begin as two
+        by_quantizer = replace(settings, context="quantizer")
+        tables = design_tables(quantizer, by_quantizer, seed, centroids, source, wanted, schedule)
+        starts, weight, schedule = [_by_state(tables, settings)], _STATE_WEIGHT, schedule[-1:]
+    else:
+        starts = [
+            midpoint_tables(settings, width, name, source, wanted)
+            for name, width in _STARTS
+            if name == "plain" or movable
+        ]
+    for rounds, samples in schedule:
+        residual_CT = _samples(source, wanted, samples, seed)
+        runs = [_lloyd(quantizer, start, residual_CT, rounds, centroids, weight) for start in starts]
+        starts = [_lowest([costed for run in runs for costed in run])]
+    return starts[0]
+
+
+def _by_state(tables: Tables, settings: Settings) -> Tables:
+    """Each state with its quantizer's tables."""
+    quantizers, levels = settings.context_quantizers, range(SIGMA_LEVELS)
+    rows = [tables.frequency_rows(level)[quantizers] for level in levels]
+    return Tables.from_rows(settings, rows, [tables.reconstruction_rows(level) for level in levels])
+
+
+_Costed = tuple[Floats, Tables]
 """J = D/Δ² + (λ_q/Δ²)·bits a sample of each σ level, float64 [L], and the tables that had it."""
-
-
-def design_tables(quantizer: Quantizer, settings: Settings, seed: int, centroids: bool) -> Tables:
-    """Lloyd's algorithm from several starts; each σ level keeps the tables that had the lowest J."""
-    prior = midpoint_tables(settings)
-    candidates = [midpoint_tables(settings, width) for width in _STARTS]
-    for rounds, count in _SCHEDULE:
-        unit = _unit_samples(count, seed)
-        runs = [_lloyd(quantizer, start, prior, unit, rounds, centroids) for start in candidates]
-        candidates = [_lowest([costed for run in runs for costed in run])]
-    return candidates[0]
 
 
 def _lloyd(
     quantizer: Quantizer,
-    tables: Tables,
     prior: Tables,
-    unit: npt.NDArray[np.float64],
+    residual_CT: npt.NDArray[np.float32],
     rounds: int,
     centroids: bool,
+    weight: float,
 ) -> list[_Costed]:
-    """All tables on the way, with their costs on N(0, σ²) samples σ·`unit`; level l is channel l."""
-    settings, history = tables.settings, []
-    residual_CT = (sigma_levels()[:, None] * unit).astype(np.float32)
-    sigma_index_CT = np.repeat(np.arange(SIGMA_LEVELS, dtype=np.uint8)[:, None], unit.size, axis=1)
+    """All tables on the way from `prior`, with their costs on the samples; level l is channel l."""
+    settings, history, tables = prior.settings, [], prior
+    sigma_index_CT = np.repeat(np.arange(SIGMA_LEVELS, dtype=np.uint8)[:, None], residual_CT.shape[1], axis=1)
     for _ in range(rounds):
         indices_CT = quantizer.search(residual_CT, sigma_index_CT, tables)
-        contexts_CT = contexts(indices_CT, tables)
-        bits = channel_bits(tables, sigma_index_CT, contexts_CT, indices_CT) / unit.size
-        error_CT = reconstruct(tables, sigma_index_CT, contexts_CT, indices_CT) - residual_CT
-        distortion = np.square(error_CT, dtype=np.float64).mean(-1) / settings.step**2
+        chosen = sigma_index_CT, contexts(indices_CT, tables), indices_CT
+        error_CT = (reconstruct(tables, *chosen) - residual_CT) / np.float32(settings.step)
+        distortion = np.square(error_CT).mean(-1, dtype=np.float64)
+        bits = code_bits(tables, *chosen).mean(-1, dtype=np.float64)
         history.append((distortion + settings.lmbda_q * bits, tables))
-        statistics = gather(tables, residual_CT, sigma_index_CT, contexts_CT, indices_CT)
-        following = retabulate(prior, statistics, centroids=centroids)
+        statistics = gather(tables, residual_CT, *chosen)
+        following = retabulate(prior, statistics, centroids=centroids, weight=weight)
         if following.digest == tables.digest:  # urq, whose search asks no tables, is done at once
             break
         tables = following
@@ -173,7 +211,10 @@ def _lowest(history: list[_Costed]) -> Tables:
     )
 
 
-def _unit_samples(count: int, seed: int) -> npt.NDArray[np.float64]:
-    """The quantiles (i + ½)/count of N(0, 1) in random order: counts vary less than with free samples."""
-    quantiles = np.array([NormalDist().inv_cdf((i + 0.5) / count) for i in range(count)])
-    return np.random.default_rng(seed).permutation(quantiles)
+def _samples(source: Source, sigmas: Floats, count: int, seed: int) -> npt.NDArray[np.float32]:
+    """Residuals float32 [L, count]: σ times the source's quantiles in random order, the same for each level.
+
+    Counts vary less than with free samples.
+    """
+    quantiles = np.array([source.quantile((i + 0.5) / count) for i in range(count)])
+    return (sigmas[:, None] * np.random.default_rng(seed).permutation(quantiles)).astype(np.float32)

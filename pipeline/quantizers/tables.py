@@ -21,7 +21,7 @@ import safetensors.numpy
 
 from pipeline.frequencies import TOTAL
 from pipeline.quantizers.trellis import SCALAR, TRELLISES, Trellis
-from pipeline.sigma import SIGMA_LEVELS, sigma_levels
+from pipeline.sigma import SIGMA_LEVELS
 
 MAX_INDEX = 32766
 """Largest |k|. Searches saturate here, so int16's minimum, the fill value of latent stores, is never an index."""
@@ -133,9 +133,9 @@ class Settings:
         return levels
 
 
-def alphabet_sizes(settings: Settings) -> npt.NDArray[np.int32]:
-    """K of each σ level, int32 [L]: covers 4σ (a Gaussian leaves 6e-5 to the escape), at least 4."""
-    cover = np.ceil(4 * sigma_levels() / settings.spacing).astype(np.int32) + 1
+def alphabet_sizes(settings: Settings, sigmas: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
+    """K of each σ level [L], int32 [L]: covers 4σ (a Gaussian leaves 6e-5 to the escape), at least 4."""
+    cover = np.ceil(4 * sigmas / settings.spacing).astype(np.int32) + 1
     return np.clip(cover, 4, MAX_ALPHABET)
 
 
