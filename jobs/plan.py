@@ -30,7 +30,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "ingest": 1,
     "train": 1,
     "import": 1,
-    "tables": 2,
+    "tables": 3,
     "tune": 1,
     "quantize": 1,
     "finetune": 1,

@@ -25,7 +25,7 @@ from storage.images import image_set_digest, pixel_digest
 from storage.keys import digest, sha256
 
 VERSIONS = dict.fromkeys(("ingest", "train", "import", "tune", "quantize", "finetune", "report"), 1) | {
-    "tables": 2,
+    "tables": 3,
     "evaluate": 2,
 }
 
