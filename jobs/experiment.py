@@ -180,7 +180,7 @@ class AllResources(Section):
     ingest: Resources = Resources()
     train: Resources = Resources(num_cpus=2)
     tables: Resources = Resources()
-    tune: Resources = Resources(num_cpus=2)
+    tune: Resources = Resources()
     quantize: Resources = Resources()
     finetune: Resources = Resources(num_cpus=2)
     evaluate: Resources = Resources()

@@ -20,6 +20,7 @@ from typing import Any
 from jobs import ingest
 from jobs.experiment import Arm, Experiment, ExperimentError, Images
 from jobs.fields import Section
+from jobs.quantize import SET_VERSION
 from jobs.quantizer_section import QuantizerSection
 from jobs.stage import Input, Node, Output
 from storage.keys import digest, flatten, sha256
@@ -32,10 +33,10 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "import": 1,
     "tables": 3,
     "tune": 1,
-    "quantize": 1,
+    "quantize": SET_VERSION,  # a result must not outlive the indices that it names
     "finetune": 1,
     "evaluate": 2,
-    "report": 1,
+    "report": 2,
 }
 
 # Settings added after a stage's first version, with the default they had then: left out of the key at that value,
@@ -167,6 +168,9 @@ def select(nodes: list[Node], stage: str | None = None, only: Mapping[str, str] 
     """
     stage = stage or ("evaluate" if only else "report")
     of_stage = [node for node in nodes if node.stage == stage]
+    if not of_stage:
+        hint = "; a quantizer with `tune: true` has one" if stage == "tune" else ""
+        raise ValueError(f"nothing to do: this experiment has no {stage}{hint}")
     wanted = of_stage
     for name, value in (only or {}).items():
         there = sorted({str(node.axes[name]) for node in nodes if name in node.axes})

@@ -23,7 +23,10 @@ from storage.workspace import Workspace
 
 CROP_SIDE = 160  # pixels
 CROP_IMAGES = 3
-RATES = {"bitstream": "the sizes of files", "tables": "the tables that drove the search"}
+RATES = {  # what stands above the column, and what that is
+    "bitstream": ("bpp (files)", "the sizes of files, each decoded and compared"),
+    "tables": ("bpp (ideal)", "ideal code lengths, by the tables that drove the search"),
+}
 LIMITS = (
     "Minutes of training prove the plumbing, not the gain: an under-trained codec exaggerates what finetuning gives. "
     "Look at the difference to the controls, and train until the curve is flat before believing a number."
@@ -82,9 +85,8 @@ def make_report(
         {"name": name, "table": table, "bd_rate": bd, "arms": detail, "images": names}
     )
     files["report.csv"] = _csv(table)
-    rates = {RATES[blob["rate"]] for blob in blobs}
-    head = f"{len(names)} test images; rate from {' and '.join(sorted(rates))}."
-    files["report.md"] = _markdown(name, table, bd, head, sorted(files)).encode()
+    rate = blobs[0]["rate"]  # one experiment has one
+    files["report.md"] = _markdown(name, table, bd, len(names), rate, sorted(files)).encode()
     return {file: workspace.blobs.put(data, Path(file).suffix) for file, data in sorted(files.items())}, table
 
 
@@ -155,11 +157,13 @@ def _csv(table: list[dict[str, Any]]) -> bytes:
 
 
 def _markdown(
-    name: str, table: list[dict[str, Any]], bd: list[dict[str, Any]], intro: str, files: list[str]
+    name: str, table: list[dict[str, Any]], bd: list[dict[str, Any]], images: int, rate: str, files: list[str]
 ) -> str:
     """The report as a person reads it."""
     over = [column for column in table[0] if column.startswith("over_")]
-    head = ["λ", "quantizer", "arm", "seed", "bpp", "PSNR dB", "MS-SSIM"]
+    bpp, what = RATES[rate]
+    intro = f"{images} test images; rate: {what}."
+    head = ["λ", "quantizer", "arm", "seed", bpp, "PSNR dB", "MS-SSIM"]
     head += ["ΔJ over base"]
     head += [f"ΔPSNR over {column.removeprefix('over_').removesuffix('_db')}" for column in over]
     lines = [f"# {name}", "", intro, ""]

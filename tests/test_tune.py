@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import skimage.data
 import torch
 from laboratory import Lab
 
+from jobs.run import RunFailed
 from jobs.tune import evenly
 from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
@@ -22,8 +24,9 @@ from pipeline.quantizers import Settings, Tables, contexts, design, quantize, se
 from pipeline.quantizers.compass import Point, descend
 from pipeline.quantizers.lloyd import midpoint_tables
 from pipeline.quantizers.refine import Residuals, refine
-from pipeline.quantizers.tuning import Sample, Try, Tuned, mean, measure, tune
+from pipeline.quantizers.tuning import Sample, Try, Tuned, choose, mean, measure, search
 from pipeline.sigma import sigma_levels
+from storage.lineage import default_tracking_uri
 
 LMBDA = 0.013
 DATA_SIGMA = 20  # level of σ ≈ 1.3
@@ -71,13 +74,16 @@ def source(scale: float, seed: int) -> Sample:
     )
 
 
-def finished(tuning: Generator[Try, None, Tuned]) -> tuple[Tuned, list[Try]]:
-    tries = []
+def tuned(
+    start: Settings, samples: list[Sample], lmbda: float, refining: bool = True
+) -> tuple[Tuned, list[Try]]:
+    """The outcome, and the tries on the way."""
+    tries, looks = [], search(start, samples, lmbda)
     while True:
         try:
-            tries.append(next(tuning))
+            tries.append(next(looks))
         except StopIteration as end:
-            return end.value, tries
+            return choose(start, end.value, samples, lmbda, refining=refining), tries
 
 
 def test_what_is_measured_is_rate_and_distortion() -> None:
@@ -96,28 +102,28 @@ def test_a_step_is_found_that_suits_lmbda() -> None:
     lmbda = 60.0
     best = math.sqrt(6 / (lmbda * math.log(2)))
     samples = [source(1.0, seed) for seed in range(4)]
-    tuned, tries = finished(tune(settings("urq", step=0.7), samples, lmbda, refining=False))
-    assert tuned.tables.settings.step == pytest.approx(best, rel=0.04)
+    outcome, tries = tuned(settings("urq", step=0.7), samples, lmbda, refining=False)
+    assert outcome.tables.settings.step == pytest.approx(best, rel=0.04)
     assert len(tries) < 12
-    assert tuned.kept == "tuned"
-    assert tuned.held_out["tuned"].cost < tuned.held_out["default"].cost
+    assert outcome.kept == "tuned"
+    assert outcome.held_out["tuned"].cost < outcome.held_out["default"].cost
     on_all = {
         s: mean(measure(design(s), samples, lmbda))
-        for s in (settings("urq", step=0.7), tuned.tables.settings)
+        for s in (settings("urq", step=0.7), outcome.tables.settings)
     }
-    assert min(on_all, key=lambda s: on_all[s].cost) == tuned.tables.settings
-    again, _ = finished(tune(settings("urq", step=0.7), samples, lmbda, refining=False))
-    assert again.tables.digest == tuned.tables.digest
-    assert again.held_out == tuned.held_out
+    assert min(on_all, key=lambda s: on_all[s].cost) == outcome.tables.settings
+    again, _ = tuned(settings("urq", step=0.7), samples, lmbda, refining=False)
+    assert again.tables.digest == outcome.tables.digest
+    assert again.held_out == outcome.held_out
 
 
 def test_refined_tables_are_kept_where_residuals_are_not_what_sigma_says() -> None:
     """A σ that is predicted twice too large: counts tell."""
     samples = [source(0.5, seed) for seed in range(4)]
-    tuned, _ = finished(tune(settings("urq", step=0.9), samples, 5.0))
-    assert tuned.kept.startswith("counts")
-    assert tuned.held_out[tuned.kept].cost < 0.98 * tuned.held_out["tuned"].cost
-    plain, _ = finished(tune(settings("urq", step=0.9), samples, 5.0, refining=False))
+    outcome, _ = tuned(settings("urq", step=0.9), samples, 5.0)
+    assert outcome.kept.startswith("counts")
+    assert outcome.held_out[outcome.kept].cost < 0.98 * outcome.held_out["tuned"].cost
+    plain, _ = tuned(settings("urq", step=0.9), samples, 5.0, refining=False)
     assert set(plain.held_out) == {"default", "tuned"}
 
 
@@ -131,8 +137,8 @@ def test_refined_tables_are_kept_where_residuals_are_not_what_sigma_says() -> No
     ],
 )
 def test_what_is_searched_is_what_the_kind_has(start: Settings, axes: set[str]) -> None:
-    tuning = tune(start, [source(1.0, seed) for seed in range(2)], 5.0)
-    tries = [next(tuning).settings for _ in range(5 if len(axes) == 2 else 2)]
+    looks = search(start, [source(1.0, seed) for seed in range(2)], 5.0)
+    tries = [next(looks).settings for _ in range(5 if len(axes) == 2 else 2)]
     assert tries[0] == start
     names = ("step", "lmbda_q", "offset")
     assert {n for t in tries[1:] for n in names if getattr(t, n) != getattr(start, n)} == axes
@@ -144,13 +150,13 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(
         ValueError, match="expected at least 2 images, one to count on and one held out, found 1"
     ):
-        next(tune(settings("urq"), [one], LMBDA))
+        next(search(settings("urq"), [one], LMBDA))
     with pytest.raises(ValueError, match="expected a finite λ above 0, found 0"):
-        next(tune(settings("urq"), [one, one], 0.0))
+        next(search(settings("urq"), [one, one], 0.0))
     with pytest.raises(
         ValueError, match="expected one rounding offset to start from, found 64, one a σ level"
     ):
-        next(tune(settings("deadzone", offset=(0.4,) * 64), [one, one], LMBDA))
+        next(search(settings("deadzone", offset=(0.4,) * 64), [one, one], LMBDA))
 
 
 def test_counting_leaves_unseen_levels_alone() -> None:
@@ -198,27 +204,80 @@ def test_images_are_spread_evenly() -> None:
     assert evenly(names, 99) == names
 
 
+TUNED = ("quantizers.urq.tune=true", "tune.count=4", "tune.crop=64")
+
+
 def test_the_stage_gives_tables_that_quantize_and_evaluate_take(reference: Lab, tmp_path: Path) -> None:
     lab = reference.copy(tmp_path / "workspace")
-    tuned = ["quantizers.urq.tune=true", "tune.count=4", "tune.crop=64"]
-    planned = lab.plan(*tuned)
+    planned = lab.plan(*TUNED)
     assert "some 15 tries on 4 images; first of its stage here" in planned
     assert "compute tune lmbda=0.013 quantizer=urq" in planned
-    printed = lab.run(*tuned, only={"quantizer": "urq", "arm": "base"})
+    printed = lab.run(*TUNED, only={"quantizer": "urq", "arm": "base"})
     record = lab.record("tune")
-    assert "J default" in record["summary"]
-    assert record["summary"]["delta"] == record["outputs"]["tables"]["note"]["delta"]
-    lines = lab.workspace.blobs.get(record["outputs"]["metrics"]["blob"]).splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, len(lines) + 1))
     tables = Tables.from_bytes(lab.workspace.blobs.get(record["outputs"]["tables"]["blob"]))
     assert tables.digest == record["outputs"]["tables"]["digest"]
-    assert tables.settings.step == record["summary"]["delta"]
+    assert tables.settings.step == record["summary"]["delta"] == record["outputs"]["tables"]["note"]["delta"]
     scores = [r for r in lab.records("results/evaluate").values() if r["reads"]["tables"] == tables.digest]
     assert len(scores) == 1
     assert "done: tune lmbda=0.013 quantizer=urq" in printed
-    assert (
-        "reuse"
-        in lab.plan(*tuned, "latents.images=" + str(lab.folder / "train")).split("tune ")[0].splitlines()[-1]
-    )
+    more = lab.plan(*TUNED, f"latents.images={lab.folder / 'train'}")
+    assert "reuse" in more.split("tune ")[0].splitlines()[-1]
     # where the search begins is part of the key, and said so
-    assert "settings.quantizer.step (1.0 → 0.9)" in lab.plan(*tuned, "quantizers.urq.step=0.9")
+    assert "settings.quantizer.step (1.0 → 0.9)" in lab.plan(*TUNED, "quantizers.urq.step=0.9")
+
+
+def test_a_finetuned_codec_is_tuned_again(reference: Lab, tmp_path: Path) -> None:
+    lab = reference.copy(tmp_path / "workspace")
+    lab.run(*TUNED, stage="tune")
+    finetuned = reference.record("finetune", quantizer="urq", arm="paper")["outputs"]["codec"]["digest"]
+    again = (
+        f"codec={{digest: {finetuned}, lmbda: 0.013}}",
+        "train=null",
+        f"latents.images={lab.folder / 'train'}",
+    )
+    lab.run(*TUNED, *again, stage="quantize", only={"quantizer": "urq"})
+    first, second = sorted(lab.records("results/tune").values(), key=lambda record: record["ended"])
+    assert first["reads"]["codec"] == lab.record("train")["outputs"]["codec"]["digest"]
+    assert second["reads"]["codec"] == finetuned
+    assert first["ingredients"]["settings"] == second["ingredients"]["settings"]
+    assert first["summary"]["J default"] != second["summary"]["J default"]  # the decoder's pictures decide
+    tables = second["outputs"]["tables"]["digest"]
+    assert [
+        r["reads"]["codec"]
+        for r in lab.records("results/quantize").values()
+        if r["reads"]["tables"] == tables
+    ] == [finetuned]
+    assert "1 tune" in lab.run(*TUNED, stage="tune").splitlines()[0]  # that of the base codec stands
+
+
+def test_mlflow_shows_every_try_and_the_outcome(reference: Lab, tmp_path: Path) -> None:
+    lab = reference.copy(tmp_path / "workspace")
+    lab.run(*TUNED, stage="tune", tracking=None)
+    record = lab.record("tune")
+    lines = lab.workspace.blobs.get(record["outputs"]["metrics"]["blob"]).splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    client = mlflow.MlflowClient(default_tracking_uri(lab.root))
+    found = client.get_experiment_by_name("small")
+    assert found is not None
+    (run,) = client.search_runs([found.experiment_id], f"tags.`retrellis.id` = 'tune/{record['key']}'")
+    for name in ("J", "bpp", "delta"):
+        history = client.get_metric_history(run.info.run_id, name)
+        assert [(metric.step, metric.value) for metric in history] == [
+            (row["step"], row[name]) for row in rows
+        ]
+    assert run.data.metrics["summary/delta"] == record["summary"]["delta"]
+    assert run.data.metrics["J default"] == record["summary"]["J default"]
+    files = Path(lab.root, "mlflow-artifacts", run.info.artifact_uri.removeprefix("mlflow-artifacts:/"))
+    kept = record["outputs"]["tables"]
+    assert Tables.from_bytes((files / "tables.safetensors").read_bytes()).digest == kept["digest"]
+
+
+def test_what_tuning_cannot_work_with_is_said(reference: Lab, tmp_path: Path) -> None:
+    lab = reference.copy(tmp_path / "workspace")
+    with pytest.raises(
+        ValueError, match="this experiment has no tune; a quantizer with `tune: true` has one"
+    ):
+        lab.run(stage="tune")
+    with pytest.raises(RunFailed, match=r"expected at least 2 images to tune on.* found 1; .*`tune\.images`"):
+        lab.run(*TUNED, f"tune.images={{folders: [{lab.folder / 'train'}], limit: 1}}", stage="tune")

@@ -78,16 +78,13 @@ class Tuned:
     held_out: dict[str, Measured]
 
 
-def tune(
-    start: Settings, samples: Sequence[Sample], lmbda: float, *, refining: bool = True
-) -> Generator[Try, None, Tuned]:
-    """Yields each try of the search; returns the choice. Equal images in equal order choose alike on one platform.
+def search(start: Settings, samples: Sequence[Sample], lmbda: float) -> Generator[Try, None, Settings]:
+    """Yields each try; returns the settings of the lowest J. Equal images give equal ones on one platform.
 
     Args:
-        start: settings to search from, and the default to be beaten; a λ_q of 0 stays 0.
-        samples: in an order that says nothing of their content; every second one is held out.
+        start: settings to search from; a λ_q of 0 stays 0.
+        samples: at least 2, as `choose` takes them.
         lmbda: λ of the codec.
-        refining: also refine the tables by counts, and by centroids.
 
     Raises:
         ValueError: fewer than two samples, an offset for each σ level, or λ not above 0.
@@ -98,9 +95,36 @@ def tune(
         )
     if not 0 < lmbda < math.inf:
         raise ValueError(f"tuning: expected a finite λ above 0, found {lmbda}")
-    best = yield from _search(start, samples, lmbda)
+    axes = _axes(start)
+    latents = [sample.latents for sample in samples]
+    descent = descend([_WIDTHS[axis] for axis in axes], HALVINGS)
+    point = next(descent)
+    while True:
+        settings = _at(start, axes, point)
+        cost = math.inf
+        if settings is not None:
+            measured = mean(measure(quick_tables(settings, latents), samples, lmbda))
+            yield Try(settings, measured)
+            cost = measured.cost
+        try:
+            point = descent.send(cost)
+        except StopIteration as end:
+            chosen = _at(start, axes, end.value)
+            assert chosen is not None  # the start itself is a place
+            return chosen
+
+
+def choose(
+    start: Settings, found: Settings, samples: Sequence[Sample], lmbda: float, *, refining: bool = True
+) -> Tuned:
+    """Tables for the settings that a search found, or for those it started from, if these are better after all.
+
+    Args:
+        samples: in an order that says nothing of their content; every second one is held out.
+        refining: also refine the tables by counts, and by centroids.
+    """
     candidates = {"default": design(start)}
-    candidates["tuned"] = candidates["default"] if best == start else design(best)
+    candidates["tuned"] = candidates["default"] if found == start else design(found)
     on_all = {name: measure(tables, samples, lmbda) for name, tables in candidates.items()}
     judged = {name: mean(rows[1::2]) for name, rows in on_all.items()}
     kept = min(on_all, key=lambda name: mean(on_all[name]).cost)  # of equal ones the first
@@ -134,26 +158,6 @@ def mean(rows: Sequence[Measured]) -> Measured:
 def quick_tables(settings: Settings, latents: Sequence[Residuals]) -> Tables:
     """Tables good enough to compare settings by."""
     return refine(midpoint_tables(settings), latents, rounds=QUICK_ROUNDS, weight=QUICK_WEIGHT)
-
-
-def _search(start: Settings, samples: Sequence[Sample], lmbda: float) -> Generator[Try, None, Settings]:
-    axes = _axes(start)
-    latents = [sample.latents for sample in samples]
-    search = descend([_WIDTHS[axis] for axis in axes], HALVINGS)
-    point = next(search)
-    while True:
-        settings = _at(start, axes, point)
-        cost = math.inf
-        if settings is not None:
-            measured = mean(measure(quick_tables(settings, latents), samples, lmbda))
-            yield Try(settings, measured)
-            cost = measured.cost
-        try:
-            point = search.send(cost)
-        except StopIteration as end:
-            chosen = _at(start, axes, end.value)
-            assert chosen is not None  # the start itself is a place
-            return chosen
 
 
 _WIDTHS = {"step": 0.25, "lmbda_q": 1.0, "offset": 0.0625}
