@@ -1,31 +1,30 @@
-"""A quantizer in the experiment file. Checked here without the pipeline, which would bring torch and Numba along."""
+"""A quantizer in the experiment file. Checked without `pipeline.quantizers`, which would bring Numba along."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from jobs.fields import STEP_RANGE, Section, Trellis
+from pipeline.quantizer_kinds import KINDS, check
 
-# As `pipeline.quantizers` has them, kind by kind
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "urq": {"step": 1.0, "lmbda_q": 0.0},
-    "deadzone": {"step": 1.0, "lmbda_q": 0.0, "offset": 0.4},
-    "rdoq": {"step": 1.0, "lmbda_q": 0.1},
-    "tcq": {"trellis": "vvc8", "step": 0.7, "lmbda_q": 0.1},
-}
 SIGMA_LEVELS = 64
 STATE_CONTEXTS = ("vvc4", "vvc8", "ungerboeck4", "ungerboeck8")  # trellises with few enough states
 
 Offset = Annotated[float, Field(ge=0, le=0.5)]
 
 
+def _known(kind: str) -> str:
+    if kind not in KINDS:
+        raise ValueError(f"expected one of {', '.join(KINDS)}")
+    return kind
+
+
 class QuantizerSection(Section):
     """How latents are quantized; tables are designed for these values, or for better ones found from them on."""
 
-    kind: Literal["urq", "deadzone", "rdoq", "tcq"]
+    kind: Annotated[str, AfterValidator(_known)]
     trellis: Trellis | None = None
     context: Literal["quantizer", "state"] = "quantizer"  # what of a trellis selects the frequency table
     step: Annotated[float, Field(ge=STEP_RANGE[0], le=STEP_RANGE[1])] | None = None  # Δ, units of the latents
@@ -42,16 +41,14 @@ class QuantizerSection(Section):
             return value
         given = {name: setting for name, setting in value.items() if setting is not None}
         kind = given.get("kind")
-        return {**DEFAULTS.get(kind, {}), **given} if isinstance(kind, str) else given
+        if not isinstance(kind, str) or kind not in KINDS:
+            return given
+        defaults = {name: default for name, default in KINDS[kind]._asdict().items() if default is not None}
+        return {"lmbda_q": 0.0, **defaults, **given}
 
     @model_validator(mode="after")
     def _fits(self) -> QuantizerSection:
-        if self.kind != "tcq" and self.trellis is not None:
-            raise ValueError(f"kind {self.kind!r} takes no `trellis`; 'tcq' has one")
-        if self.kind in ("urq", "deadzone") and self.lmbda_q:
-            raise ValueError(f"kind {self.kind!r} rounds and takes no `lmbda_q`; use 'rdoq'")
-        if self.kind != "deadzone" and self.offset is not None:
-            raise ValueError(f"kind {self.kind!r} takes no `offset`; 'deadzone' has one")
+        check(self.kind, {"trellis": self.trellis, "lmbda_q": self.lmbda_q, "offset": self.offset})
         if self.context == "state" and self.trellis not in STATE_CONTEXTS:
             raise ValueError(
                 f"`context: state` needs a `trellis` of at most 8 states, found {self.trellis or 'none'}"

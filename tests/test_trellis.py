@@ -14,7 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from pipeline.frequencies import escape_bits, frequency_bits, integer_frequencies
-from pipeline.quantizers import QUANTIZERS, contexts, quantize, rdoq, tcq
+from pipeline.quantizers import contexts, design, quantize, rdoq, tcq
 from pipeline.quantizers.lloyd import midpoint_tables
 from pipeline.quantizers.tables import MAX_INDEX, Settings, Tables
 from pipeline.quantizers.trellis import LANES, TRELLISES
@@ -198,5 +198,5 @@ def test_granular_gain(name: str, gain_db: float) -> None:
 
 
 def test_a_trellis_quantizer_without_trellis_is_refused() -> None:
-    with pytest.raises(ValueError, match="tcq: expected a trellis, one of vvc4, vvc8"):
-        QUANTIZERS["tcq"].check(Settings("tcq", None, 1.0, 0.1))
+    with pytest.raises(ValueError, match="kind 'tcq' needs a `trellis`, such as 'vvc8'; found none"):
+        design(Settings("tcq", None, 1.0, 0.1))

@@ -9,10 +9,14 @@ Shapes: C channels, T positions of a channel in raster order.
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import cast
+
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.quantizers import deadzone, lookup, rdoq, tcq, urq
+from pipeline import quantizer_kinds
+from pipeline.quantizers import lookup
 from pipeline.quantizers.contract import Quantized, Quantizer
 from pipeline.quantizers.kernels import plain
 from pipeline.quantizers.lloyd import design_tables
@@ -33,7 +37,9 @@ __all__ = [
     "settings",
 ]
 
-QUANTIZERS: dict[str, Quantizer] = {"urq": urq, "deadzone": deadzone, "rdoq": rdoq, "tcq": tcq}
+QUANTIZERS: dict[str, Quantizer] = {
+    kind: cast(Quantizer, import_module(f"{__name__}.{kind}")) for kind in quantizer_kinds.KINDS
+}
 
 
 def settings(
@@ -58,16 +64,16 @@ def settings(
     Raises:
         ValueError: if the kind is unknown, a value impossible, or one that the kind has no use for.
     """
-    defaults = _named(kind).DEFAULTS
+    defaults = quantizer_kinds.named(kind)
     chosen = Settings(
         kind,
         defaults.trellis if trellis is None else trellis,
         defaults.step if step is None else step,
-        defaults.lmbda_q if lmbda_q is None else lmbda_q,
+        (defaults.lmbda_q or 0.0) if lmbda_q is None else lmbda_q,
         context,
-        defaults.offset if offset is None else offset,
+        (0.5 if defaults.offset is None else defaults.offset,) if offset is None else offset,
     )
-    _named(kind).check(chosen)
+    _of(chosen)
     return chosen
 
 
@@ -132,13 +138,9 @@ def sequence_bits(
     return lookup.channel_bits(tables, sigma_index_CT, contexts(indices_CT, tables), indices_CT)
 
 
-def _named(kind: str) -> Quantizer:
-    if kind not in QUANTIZERS:
-        raise ValueError(f"quantizer kind: expected one of {', '.join(QUANTIZERS)}, found {kind!r}")
-    return QUANTIZERS[kind]
-
-
 def _of(settings: Settings) -> Quantizer:
-    quantizer = _named(settings.kind)
-    quantizer.check(settings)
-    return quantizer
+    """Raises ValueError if the settings do not suit their kind."""
+    offset = None if settings.offset == (0.5,) else settings.offset
+    given = {"trellis": settings.trellis, "lmbda_q": settings.lmbda_q, "offset": offset}
+    quantizer_kinds.check(settings.kind, given)
+    return QUANTIZERS[settings.kind]

@@ -1,4 +1,4 @@
-"""What a quantizer is. A new one is one file with these names and one line in `QUANTIZERS`.
+"""What a quantizer is. A new one is one file with this function and one line in `pipeline.quantizer_kinds.KINDS`.
 
 Shapes: C channels, T positions of a channel in raster order.
 """
@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.quantizers.tables import Settings, Tables
+from pipeline.quantizers.tables import Tables
 
 
 class Quantized(NamedTuple):
@@ -28,14 +28,7 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(Protocol):
-    """One kind of quantizer: a module with these names."""
-
-    @property
-    def DEFAULTS(self) -> Settings:
-        """Settings that do well without tuning."""
-
-    def check(self, settings: Settings) -> None:
-        """Raise ValueError, in words, if the settings do not suit this kind."""
+    """One kind of quantizer: a module of its name."""
 
     def search(
         self, residual_CT: npt.NDArray[np.float32], sigma_index_CT: npt.NDArray[np.uint8], tables: Tables

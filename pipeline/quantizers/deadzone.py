@@ -9,19 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.quantizers.tables import MAX_INDEX, Settings, Tables
-
-DEFAULTS = Settings("deadzone", None, step=1.0, lmbda_q=0.0, offset=(0.4,))
-"""Between rounding and H.264's 1/3: what RDOQ does with a weight of some 0.1 on photographs."""
-
-
-def check(settings: Settings) -> None:
-    """Raise ValueError if the settings name a trellis or weight the rate."""
-    if settings.trellis is not None or settings.lmbda_q != 0:
-        found = f"trellis {settings.trellis} and lmbda_q {settings.lmbda_q}"
-        raise ValueError(
-            f"quantizer deadzone: expected no trellis and lmbda_q 0, found {found}; rdoq weights the rate"
-        )
+from pipeline.quantizers.tables import MAX_INDEX, Tables
 
 
 def search(

@@ -7,16 +7,7 @@ import numpy.typing as npt
 
 from pipeline.quantizers.envelope import envelopes
 from pipeline.quantizers.search_kernels import search_each
-from pipeline.quantizers.tables import Settings, Tables
-
-DEFAULTS = Settings("rdoq", None, step=1.0, lmbda_q=0.1)
-"""Near the slope −dD/dR = 2 ln 2 · Δ²/12 ≈ 0.12 Δ² of a uniform quantizer at high rate."""
-
-
-def check(settings: Settings) -> None:
-    """Raise ValueError if the settings name a trellis."""
-    if settings.trellis is not None:
-        raise ValueError(f"quantizer rdoq: expected no trellis, found {settings.trellis}; tcq has one")
+from pipeline.quantizers.tables import Tables
 
 
 def search(

@@ -47,7 +47,7 @@ class Settings:
     """What a user chooses of a quantizer; `pipeline.quantizers.settings` fills in each kind's defaults.
 
     Attributes:
-        kind: name in `pipeline.quantizers.QUANTIZERS`.
+        kind: name in `pipeline.quantizer_kinds.KINDS`.
         trellis: name in `TRELLISES`, or None for a scalar quantizer.
         step: Δ, latent units. A scalar quantizer's levels lie Δ apart, the union of a trellis quantizer's two as well.
         lmbda_q: λ_q/Δ², the weight of one bit against squared error in units of Δ²; 0 ignores the rate.
@@ -83,10 +83,6 @@ class Settings:
             raise ValueError(
                 f"quantizer context state: expected a trellis of at most {MAX_STATE_CONTEXTS} states, each of which "
                 f"gets tables of its own, found trellis {self.trellis}"
-            )
-        if self.offset != (0.5,) and self.kind != "deadzone":
-            raise ValueError(
-                f"quantizer {self.kind}: expected no offset, found {self.offset}; deadzone has one"
             )
         if len(self.offset) not in (1, SIGMA_LEVELS) or not all(0 <= o <= 0.5 for o in self.offset):
             raise ValueError(

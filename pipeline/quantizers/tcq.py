@@ -54,6 +54,9 @@ def _trail(shape_CT: tuple[int, ...], settings: Settings) -> tuple[npt.NDArray[A
         lines was best). For 8 states and tables by quantizer 4 bytes a residual.
     """
     count = -(-shape_CT[0] // LANES) * shape_CT[1] * LANES
-    survivors = np.zeros(count * -(-settings.machine.states // 8), np.uint8)
-    upper = np.empty(count, np.uint8 if 2 * settings.contexts <= 8 else np.uint16)
-    return survivors, np.empty(count, np.uint16), upper
+    marks = count * -(-settings.machine.states // 8)
+    width = 1 if 2 * settings.contexts <= 8 else 2
+    room = np.empty((2 + width) * count + marks, np.uint8)
+    bins, rest = room[: 2 * count], room[2 * count :]
+    upper = rest[: width * count]
+    return rest[width * count :], bins.view(np.uint16), upper.view(np.uint8 if width == 1 else np.uint16)

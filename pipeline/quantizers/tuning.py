@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.quantizers import QUANTIZERS, design, quantize
+from pipeline.quantizer_kinds import named
+from pipeline.quantizers import design, quantize
 from pipeline.quantizers.compass import Point, descend
 from pipeline.quantizers.lloyd import midpoint_tables
 from pipeline.quantizers.refine import Residuals, refine
@@ -172,7 +173,7 @@ def _axes(start: Settings) -> list[str]:
             "give one number, or tune without them"
         )
     weighted = ["lmbda_q"] if start.lmbda_q > 0 else []
-    return ["step", *weighted, *(["offset"] if QUANTIZERS[start.kind].DEFAULTS.offset != (0.5,) else [])]
+    return ["step", *weighted, *(["offset"] if named(start.kind).offset is not None else [])]
 
 
 def _at(start: Settings, axes: Sequence[str], point: Point) -> Settings | None:

@@ -5,19 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.quantizers.tables import MAX_INDEX, Settings, Tables
-
-DEFAULTS = Settings("urq", None, step=1.0, lmbda_q=0.0)
-"""The step that training's uniform noise stands for."""
-
-
-def check(settings: Settings) -> None:
-    """Raise ValueError if the settings name a trellis or weight the rate."""
-    if settings.trellis is not None or settings.lmbda_q != 0:
-        found = f"trellis {settings.trellis} and lmbda_q {settings.lmbda_q}"
-        raise ValueError(
-            f"quantizer urq: expected no trellis and lmbda_q 0, found {found}; rdoq weights the rate"
-        )
+from pipeline.quantizers.tables import MAX_INDEX, Tables
 
 
 def search(
