@@ -168,7 +168,7 @@ def test_wrong_arrays_are_refused(tables: Tables) -> None:
 def test_settings_fill_in_defaults_and_refuse_what_has_no_use() -> None:
     assert quantizers.settings("urq") == Settings("urq", None, 1.0, 0.0)
     assert quantizers.settings("tcq", "vvc4", step=0.8) == Settings("tcq", "vvc4", 0.8, 0.1)
-    with pytest.raises(ValueError, match="quantizer kind: expected one of urq, .*, found 'vq'"):
+    with pytest.raises(ValueError, match=r"quantizer kind: expected one of urq, .*, found 'vq'"):
         quantizers.settings("vq")
     with pytest.raises(
         ValueError, match=r"kind 'urq' takes no `lmbda_q`, found 0\.1; 'rdoq' and 'tcq' can use it"
@@ -176,7 +176,7 @@ def test_settings_fill_in_defaults_and_refuse_what_has_no_use() -> None:
         quantizers.settings("urq", lmbda_q=0.1)
     with pytest.raises(ValueError, match="kind 'rdoq' takes no `trellis`, found vvc8; 'tcq' can use it"):
         quantizers.settings("rdoq", trellis="vvc8")
-    with pytest.raises(ValueError, match="kind: expected one of urq, .*, found 'vq'"):
+    with pytest.raises(ValueError, match=r"kind: expected one of urq, .*, found 'vq'"):
         quantizers.design(Settings("vq", None, 1.0, 0.0))
 
 
