@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+import plain_decoder
 import pytest
 from hypothesis import given
 from hypothesis import settings as effort
@@ -70,58 +71,19 @@ def decode(stream: bytes, level_CT: Levels, tables: Tables, coders: int) -> Indi
     return decode_stream(stream, level_CT, latent_model(tables), machine, limit=MAX_INDEX, coders=coders)
 
 
-class SlowDecoder:
-    """Section "Streams" of docs/format.md in plain Python, and nothing else."""
+def plainly(stream: bytes, coders: int, level_CT: Levels, tables: Tables) -> Indices:
+    """The stream as a decoder reads it that was written from docs/format.md."""
+    chosen = tables.settings
 
-    def __init__(self, stream: bytes, coders: int) -> None:
-        self.states = [int.from_bytes(stream[5 * j : 5 * j + 5], "little") for j in range(coders)]
-        self.words = [int.from_bytes(stream[i : i + 2], "little") for i in range(5 * coders, len(stream), 2)]
+    def row(channel: int, position: int, state: int) -> list[int]:
+        rows = tables.frequency_rows(level_CT[channel, position])
+        frequencies: list[int] = rows[chosen.state_contexts[state]].tolist()
+        return frequencies
 
-    def take(self, j: int, start: int, frequency: int) -> None:
-        x = self.states[j]
-        x = frequency * (x // 65536) + x % 65536 - start
-        if x < 2**24:
-            x = x * 65536 + self.words.pop(0)
-        self.states[j] = x
+    def following(state: int, k: int) -> int:
+        return int(chosen.machine.next_state[state, k % 2])
 
-    def bits(self, j: int, count: int) -> int:
-        """Uniform bits, read as one symbol."""
-        size = 2 ** (16 - count)
-        value = self.states[j] % 65536 // size
-        self.take(j, value * size, size)
-        return value
-
-    def index(self, j: int, frequencies: list[int]) -> int:
-        symbol = start = 0
-        while start + frequencies[symbol] <= self.states[j] % 65536:
-            start += frequencies[symbol]
-            symbol += 1
-        self.take(j, start, frequencies[symbol])
-        K = len(frequencies) // 2 - 1
-        if symbol <= 2 * K:
-            return symbol - K
-        negative = self.bits(j, 1)
-        n = 0
-        while self.states[j] % 65536 < 2 ** (15 - n):
-            n += 1
-        self.bits(j, n + 1)
-        magnitude = K + 2**n + self.bits(j, n)
-        return -magnitude if negative else magnitude
-
-    def stream(self, level_CT: Levels, tables: Tables) -> Indices:
-        C, T = level_CT.shape
-        chosen = tables.settings
-        lanes, indices = [0] * 32, np.zeros((C, T), np.int32)
-        for block in range(0, C, 32):
-            for t in range(T):
-                for c in range(block, min(block + 32, C)):
-                    rows = tables.frequency_rows(level_CT[c, t]).tolist()
-                    k = self.index(c % len(self.states), rows[chosen.state_contexts[lanes[c % 32]]])
-                    lanes[c % 32] = int(chosen.machine.next_state[lanes[c % 32], k % 2])
-                    indices[c, t] = k
-        assert not self.words
-        assert set(self.states) <= {2**24}
-        return indices
+    return plain_decoder.Coders(stream, coders).indices(level_CT.shape, row, following)
 
 
 @pytest.mark.parametrize("chosen", CHOSEN, ids=lambda chosen: chosen.trellis or "scalar")
@@ -145,7 +107,7 @@ def test_a_decoder_written_from_the_specification_agrees(chosen: Settings, coder
     tables = random_tables(chosen)
     indices, levels = random_indices((67, 9), seed=3)
     stream = encode(indices, levels, tables, coders)
-    assert np.array_equal(SlowDecoder(stream, coders).stream(levels, tables), indices)
+    assert np.array_equal(plainly(stream, coders, levels, tables), indices)
 
 
 def test_bytes_of_a_stream_are_fixed() -> None:
@@ -157,7 +119,7 @@ def test_bytes_of_a_stream_are_fixed() -> None:
     indices = np.array([[0, 1, -1, 0, 2], [0, 0, -2, 7, 0], [32766, 0, -32766, 0, 0]], np.int32)
     levels = np.zeros(indices.shape, np.uint8)
     assert encode(indices, levels, tables, coders=2).hex() == GOLDEN
-    assert np.array_equal(SlowDecoder(bytes.fromhex(GOLDEN), 2).stream(levels, tables), indices)
+    assert np.array_equal(plainly(bytes.fromhex(GOLDEN), 2, levels, tables), indices)
 
 
 GOLDEN = "e4676c05002d60e601000200f0fff0d15f02f0ff8074"
