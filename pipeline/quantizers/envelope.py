@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.frequencies import escape_bits, frequency_bits
-from pipeline.quantizers.search_kernels import CHUNK, LINE_FIELDS, hull
+from pipeline.quantizers.search_kernels import CHUNK, LINE_FIELDS, UNKNOWN, hull
 from pipeline.quantizers.tables import Tables
 from pipeline.sigma import SIGMA_LEVELS
 
@@ -92,7 +92,7 @@ class Grid(NamedTuple):
         first_row: uint32 [L], where a level's bins begin.
         lines: float64 [G · LINE_FIELDS · B], by CHUNK branches: their lower lines' levels and rates, the upper lines'.
         wild: uint8 [G].
-        indices: int16 [G, 2, B], k of the lower and of the upper line.
+        indices: int16 [G, 2, B], k of the lower and of the upper line; UNKNOWN in wild bins.
     """
 
     bins_per_unit: float
@@ -129,7 +129,11 @@ def grid(tables: Tables) -> Grid:
         np.concatenate([[0], np.cumsum(inner + 2)[:-1]]).astype(np.uint32),
         lines.reshape(-1, LINE_FIELDS, count // CHUNK, CHUNK).swapaxes(1, 2).ravel(),
         np.concatenate(wild).astype(np.uint8),
-        np.stack([rows["index"], rows["upper_index"]], 1),
+        np.where(
+            np.concatenate(wild)[:, None, None],
+            np.int16(UNKNOWN),
+            np.stack([rows["index"], rows["upper_index"]], 1),
+        ),
     )
 
 

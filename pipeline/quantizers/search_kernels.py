@@ -5,8 +5,8 @@ that cache and of Numba's speed: arguments are arrays, numbers and tuples of the
 cannot be loaded once it is renamed), contiguous and writable (each other kind compiles again: see `kernels.plain`).
 
 The trellis search takes all lanes at once, a lane an element of a vector. Numba cannot be told that two rows of an
-array never overlap, without which LLVM does not vectorize the step from metrics to metrics; so the two inner steps are
-written with LLVM's vectors (`_line_costs`, `_survive`).
+array never overlap, without which LLVM does not vectorize; so the inner steps are written with LLVM's vectors
+(`_turn`, `_line_costs`, `_survive`).
 
 Shapes: C channels, T positions of a channel; S states of a trellis; B branches (2 · context + parity) of a σ level.
 """
@@ -29,8 +29,12 @@ LINE_FIELDS = 4
 """Of two neighbouring lines of an envelope: level, rate, level, rate."""
 CHUNK = 4
 """Branches whose lines lie side by side."""
-_TILE = 32
-"""Steps copied at once from [C, T] to lanes side by side; small enough for the first-level cache."""
+UNKNOWN = -MAX_INDEX - 2
+"""Index of a line in a bin that does not tell: int16's least."""
+_TILE, _BACK_TILE = 32, 128
+"""Steps turned at once from [C, T] to lanes side by side: what the first-level cache holds, forwards and back."""
+_PRICED = 32
+"""Branches · steps whose costs are found at once."""
 
 _I32 = ir.IntType(32)
 _U = np.uint64
@@ -51,6 +55,45 @@ def _splat(builder: Any, value: Any, count: int) -> Any:
     vector = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
     first = builder.insert_element(vector, value, ir.Constant(_I32, 0))
     return builder.shuffle_vector(first, vector, ir.Constant(ir.VectorType(_I32, count), [0] * count))
+
+
+def _interleaved(builder: Any, one: Any, other: Any) -> list[Any]:
+    """Two vectors of 8, elements in turn: the first 8 and the last."""
+    order = [place for i in range(8) for place in (i, 8 + i)]
+    halves = (ir.Constant(ir.VectorType(_I32, 8), half) for half in (order[:8], order[8:]))
+    return [builder.shuffle_vector(one, other, half) for half in halves]
+
+
+def _widened(builder: Any, vector: Any, element: Any) -> Any:
+    wanted = ir.VectorType(element, vector.type.count)
+    if vector.type == wanted:
+        return vector
+    return (
+        builder.fpext(vector, wanted) if isinstance(element, ir.DoubleType) else builder.sext(vector, wanted)
+    )
+
+
+@intrinsic
+def _turn(typingctx: Any, source: Any, start: Any, stride: Any, target: Any, place: Any, width: Any) -> Any:
+    """target[place + width·j + i] = source[start + stride·i + j] for i and j from 0 to 7."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        one, other = (_pointer(context, builder, signature.args[i], args[i]) for i in (0, 3))
+
+        def row(pointer: Any, first: Any, step: Any, i: int) -> Any:
+            offset = builder.add(first, builder.mul(step, ir.Constant(step.type, i)))
+            return _vector(builder, pointer, offset, 8)
+
+        rows = [builder.load(row(one, args[1], args[2], i), align=1) for i in range(8)]
+        for _ in range(3):  # three perfect shuffles of 8 × 8 make a transposition
+            pairs = zip(rows[:4], rows[4:], strict=True)
+            rows = [half for pair in pairs for half in _interleaved(builder, *pair)]
+        for j, turned in enumerate(rows):
+            kept = _widened(builder, turned, other.type.pointee)
+            builder.store(kept, row(other, args[4], args[5], j), align=1)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, target, types.intp, types.intp), generate
 
 
 @intrinsic
@@ -187,8 +230,9 @@ def search_each(residual: Any, sigma_index: Any, branches: Any, guess: Any, line
 
 # In the trellis search `envelopes` and `grid` are those of envelope.py and `trail` that of tcq.py, as tuples; `into`,
 # uint8 [S, 2, 2], has the two ways into each state: the state before, and the branch. `tile` is (r, level, row) of some
-# steps of all lanes: residuals, σ indices, and of one step the rows of the grid; `place` is where the step's lanes
-# begin in the trail. Nothing is sliced in the loop over steps: a view costs more than a step.
+# steps of all lanes, lanes side by side: residuals, σ indices, rows of the grid; `place` is where these steps begin in
+# the trail. Nothing is sliced in the loop over steps, and few functions are called: a view, or the many words that make
+# an array as an argument, cost as much as a step.
 
 
 @numba.njit(nogil=True, cache=True)
@@ -207,82 +251,117 @@ def search_forward(
     """Viterbi's algorithm: leaves the trail to follow back; the best last state of each lane."""
     states, branches = len(into), grid[5].shape[2]
     channels, positions = residual_CT.shape
+    residual, sigma_index = residual_CT.reshape(-1), sigma_index_CT.reshape(-1)
+    together = max(1, _PRICED // branches)
     now, then, cost = 0, states * WIDTH, 2 * states * WIDTH  # rows of `work`, WIDTH lanes each
-    work = np.full((2 * states + branches) * WIDTH, np.inf)
-    work[:WIDTH], least = 0.0, np.empty(WIDTH)
-    r, level = np.zeros((_TILE, WIDTH)), np.zeros((_TILE, WIDTH), np.uint8)
-    tile, state = (r, level, np.zeros(WIDTH, np.uint32)), np.zeros(WIDTH, np.uint64)
-    place = marks = active = 0
+    work, least = np.full((2 * states + together * branches) * WIDTH, np.inf), np.empty(WIDTH)
+    work[:WIDTH] = 0.0  # state 0
+    tile = (np.zeros(_TILE * WIDTH), np.zeros(_TILE * WIDTH, np.uint8), np.zeros(_TILE * WIDTH, np.uint32))
+    state, place, marks, active = np.zeros(WIDTH, np.uint64), 0, 0, 0
     for channel in range(0, channels, WIDTH):
         active = min(WIDTH, channels - channel)
         _finish(work[now : now + states * WIDTH], active, WIDTH, state)
         for position in range(0, positions, _TILE):
-            _load(channel, position, sigma_index_CT, level)
-            for step in range(_load(channel, position, residual_CT, r)):
-                _find_rows(step, tile, grid, trail[1], place)
-                if _price(step, tile, grid, work, cost, trail[2], place):
-                    _mend(step, tile, envelopes, grid, work, cost)
-                for s in range(states):
-                    one, one_cost = now + into[s, 0, 0] * WIDTH, cost + into[s, 0, 1] * WIDTH
-                    other, other_cost = now + into[s, 1, 0] * WIDTH, cost + into[s, 1, 1] * WIDTH
-                    byte, bit = marks + (s >> 3) * WIDTH, np.uint8(1 << (s & 7))
-                    _survive(work, one, one_cost, other, other_cost, then + s * WIDTH, trail[0], byte, bit)
-                now, then = then, now
-                marks += (states + 7) // 8 * WIDTH
-                place += WIDTH
+            steps, start = min(_TILE, positions - position), channel * positions + position
+            _transpose(residual, start, positions, active, steps, tile[0], 0, WIDTH)
+            _transpose(sigma_index, start, positions, active, steps, tile[1], 0, WIDTH)
+            for first in range(0, steps, together):
+                count = min(together, steps - first)
+                _find_rows(first, count, tile, grid, trail[1], place)
+                if _price(first, count, tile, grid, work, cost, trail[2], place):
+                    _mend(first, count, tile, envelopes, grid, work, cost)
+                place += count * WIDTH
+                for costs in range(cost, cost + count * branches * WIDTH, branches * WIDTH):
+                    for byte in range(marks, marks + (states + 7) // 8 * WIDTH):
+                        trail[0][_U(byte)] = 0
+                    for s in range(states):
+                        one, one_cost = now + into[s, 0, 0] * WIDTH, costs + into[s, 0, 1] * WIDTH
+                        other, other_cost = now + into[s, 1, 0] * WIDTH, costs + into[s, 1, 1] * WIDTH
+                        byte, bit = marks + (s >> 3) * WIDTH, np.uint8(1 << (s & 7))
+                        _survive(
+                            work, one, one_cost, other, other_cost, then + s * WIDTH, trail[0], byte, bit
+                        )
+                    now, then = then, now
+                    marks += (states + 7) // 8 * WIDTH
             _normalise(work, now, states, least)
     _finish(work[now : now + states * WIDTH], 0, active, state)
     return state
 
 
 @numba.njit(nogil=True, cache=True)
-def _load(channel: int, position: int, values_CT: Any, side_by_side: Any) -> int:
-    """Copy up to _TILE positions of the lanes that begin at a channel; how many positions."""
-    steps = min(_TILE, values_CT.shape[1] - position)
-    for lane in range(min(WIDTH, len(values_CT) - channel)):
-        for step in range(steps):
-            side_by_side[step, lane] = values_CT[channel + lane, position + step]
-    return steps
+def _transpose(
+    source: Any, start: int, stride: int, rows: int, columns: int, target: Any, place: int, width: int
+) -> None:
+    """target[place + width·j + i] = source[start + stride·i + j] for i below rows, j below columns."""
+    whole = columns // 8 * 8 if rows % 8 == 0 else 0
+    for i in range(0, rows, 8):
+        for j in range(0, whole, 8):
+            _turn(source, start + stride * i + j, stride, target, place + width * j + i, width)
+    for i in range(rows):
+        for j in range(whole, columns):
+            target[_U(place + width * j + i)] = source[_U(start + stride * i + j)]
 
 
 @numba.njit(nogil=True, cache=True)
-def _find_rows(step: int, tile: Any, grid: Any, bins: Any, place: int) -> None:
-    """The bin of the grid that each lane's residual falls into, and its row."""
+def _find_rows(first: int, count: int, tile: Any, grid: Any, bins: Any, place: int) -> None:
+    """The bin of the grid that each residual falls into, and its row."""
     r, level, row = tile
     bins_per_unit, middle, first_row = grid[:3]
-    for lane in range(WIDTH):
-        s = level[step, lane]
-        found = np.int32(min(max(r[step, lane] * bins_per_unit + middle[s], 0.0), 2 * middle[s] - 1))
-        bins[_U(place + lane)] = found
-        row[lane] = first_row[s] + np.uint32(found)
+    for i in range(first * WIDTH, (first + count) * WIDTH):
+        s, at = level[_U(i)], _U(place + i - first * WIDTH)
+        found = np.int32(min(max(r[_U(i)] * bins_per_unit + middle[s], 0.0), 2 * middle[s] - 1))
+        bins[at] = found
+        row[_U(i)] = first_row[s] + np.uint32(found)
 
 
 @numba.njit(nogil=True, cache=True)
-def _price(step: int, tile: Any, grid: Any, work: Any, cost: int, upper: Any, place: int) -> Any:
-    """The least cost of every branch of every lane, as far as the grid tells; whether it does not of some lane."""
+def _price(first: int, count: int, tile: Any, grid: Any, work: Any, cost: int, upper: Any, place: int) -> Any:
+    """The least cost of every branch, as far as the grid tells; whether it does not somewhere."""
+    branches = grid[5].shape[2]
+    if branches == CHUNK:  # tables by quantizer: a number that the compiler knows, and no loop over branches
+        return _price_lines(CHUNK, first, count, tile, grid, work, cost, upper, place)
+    return _price_lines(branches, first, count, tile, grid, work, cost, upper, place)
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _price_lines(
+    branches: int,
+    first: int,
+    count: int,
+    tile: Any,
+    grid: Any,
+    work: Any,
+    cost: int,
+    upper: Any,
+    place: int,
+) -> Any:
     r, _, row = tile
-    lines, wild, branches = grid[3], grid[4], grid[5].shape[2]
+    lines, wild = grid[3], grid[4]
     any_wild = np.uint8(0)
-    for lane in range(WIDTH):
-        any_wild |= wild[row[lane]]
-        offset, bits = np.int64(row[lane]) * branches * LINE_FIELDS, np.uint16(0)
-        for b in range(0, branches, CHUNK):
-            chunk = _line_costs(lines, offset + b * LINE_FIELDS, r[step, lane], work, cost + b * WIDTH + lane)
-            bits |= np.uint16(chunk) << b
-        upper[_U(place + lane)] = bits
+    for step in range(count):
+        for lane in range(WIDTH):
+            i, target = _U((first + step) * WIDTH + lane), cost + step * branches * WIDTH + lane
+            offset, bits = np.int64(row[i]) * branches * LINE_FIELDS, np.uint16(0)
+            any_wild |= wild[row[i]]
+            for b in range(0, branches, CHUNK):
+                chunk = _line_costs(lines, offset + b * LINE_FIELDS, r[i], work, target + b * WIDTH)
+                bits |= np.uint16(chunk) << b
+            upper[_U(place + step * WIDTH + lane)] = bits
     return any_wild
 
 
 @numba.njit(nogil=True, cache=True)
-def _mend(step: int, tile: Any, envelopes: Any, grid: Any, work: Any, cost: int) -> None:
-    """Costs of the lanes whose bins do not tell: escapes far out, and where three lines meet in one bin."""
+def _mend(first: int, count: int, tile: Any, envelopes: Any, grid: Any, work: Any, cost: int) -> None:
+    """Costs where bins do not tell: escapes far out, and where three lines meet in one bin."""
     r, level, row = tile
     wild, branches = grid[4], grid[5].shape[2]
-    for lane in range(WIDTH):
-        if wild[row[lane]]:
-            for b in range(branches):
-                number = branches * np.int64(level[step, lane]) + b
-                work[cost + b * WIDTH + lane] = _best(r[step, lane], number, *envelopes)[0]
+    for step in range(count):
+        for lane in range(WIDTH):
+            i = (first + step) * WIDTH + lane
+            if wild[row[i]]:
+                for b in range(branches):
+                    found = _best(r[i], branches * np.int64(level[i]) + b, *envelopes)[0]
+                    work[cost + (step * branches + b) * WIDTH + lane] = found
 
 
 @numba.njit(nogil=True, cache=True)
@@ -317,27 +396,53 @@ def _backward(
 ) -> None:
     """Follow the best paths from their last states, and choose the index of each branch on the way."""
     channels, positions = residual_CT.shape
-    level, row = np.zeros((_TILE, WIDTH), np.uint8), np.zeros(WIDTH, np.uint32)
-    branch, k = np.zeros(WIDTH, np.uint64), np.zeros((_TILE, WIDTH), np.int32)
-    ways, indices, branches = into.reshape(-1), grid[5].reshape(-1), grid[5].shape[2]
+    sigma_index, indices = sigma_index_CT.reshape(-1), indices_CT.reshape(-1)
+    level, k = np.zeros(_BACK_TILE * WIDTH, np.uint8), np.zeros(_BACK_TILE * WIDTH, np.int16)
+    branch, branches = np.zeros(WIDTH, np.uint64), grid[5].shape[2]
+    ways, packed, rows = into.reshape(-1), _pack(into), (grid[2], grid[5].reshape(-1), branches)
     marks, place = len(trail[0]), len(trail[1])
     for channel in range((channels - 1) // WIDTH * WIDTH, -1, -WIDTH):
         active = min(WIDTH, channels - channel)
-        for position in range((positions - 1) // _TILE * _TILE, -1, -_TILE):
-            steps = _load(channel, position, sigma_index_CT, level)
-            for step in range(steps - 1, -1, -1):
+        for position in range((positions - 1) // _BACK_TILE * _BACK_TILE, -1, -_BACK_TILE):
+            steps, start = min(_BACK_TILE, positions - position), channel * positions + position
+            _transpose(sigma_index, start, positions, active, steps, level, 0, WIDTH)
+            for first in range((steps - 1) * WIDTH, -1, -WIDTH):
                 marks -= (len(into) + 7) // 8 * WIDTH
                 place -= WIDTH
-                _trace(marks, trail[0], ways, active, state, branch)
-                if _choose(step, level, row, branch, grid, indices, trail, place, k):
+                if len(into) <= 8:
+                    _trace_packed(marks, trail[0], packed[0], packed[1], active, state, branch)
+                else:
+                    _trace(marks, trail[0], ways, active, state, branch)
+                if _choose(first, level, branch, rows, trail, place, k):
                     for lane in range(active):
-                        if grid[4][row[lane]]:
-                            number = branches * np.int64(level[step, lane]) + np.int64(branch[lane])
-                            r = np.float64(residual_CT[channel + lane, position + step])
-                            k[step, lane] = _best(r, number, *envelopes)[1]
-            for lane in range(active):
-                for step in range(steps):
-                    indices_CT[channel + lane, position + step] = k[step, lane]
+                        if k[first + lane] == UNKNOWN:
+                            number = branches * np.int64(level[first + lane]) + np.int64(branch[lane])
+                            r = np.float64(residual_CT[channel + lane, position + first // WIDTH])
+                            k[first + lane] = _best(r, number, *envelopes)[1]
+            _transpose(k, 0, WIDTH, steps, active, indices, start, positions)
+
+
+@numba.njit(nogil=True, cache=True)
+def _pack(into: Any) -> Any:
+    """Of up to 8 states the first ways into all, then the second: a byte each, 3 bits of state, then the branch."""
+    packed = np.zeros(2, np.uint64)
+    for s in range(min(8, len(into))):
+        for way in range(2):
+            packed[way] |= (_U(into[s, way, 0]) | (_U(into[s, way, 1]) << _U(3))) << _U(8 * s)
+    return packed
+
+
+@numba.njit(nogil=True, cache=True)
+def _trace_packed(
+    marks: int, survivors: Any, first: int, second: int, active: int, state: Any, branch: Any
+) -> None:
+    """As `_trace`, for up to 8 states: shifts in place of lookups, so that LLVM vectorizes."""
+    differing = first ^ second
+    for lane in range(active):
+        s = state[_U(lane)]
+        bit = (_U(survivors[_U(marks + lane)]) >> s) & _U(1)
+        way = (first ^ (differing & (_U(0) - bit))) >> (s << _U(3))
+        state[_U(lane)], branch[_U(lane)] = way & _U(7), (way >> _U(3)) & _U(31)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -351,16 +456,15 @@ def _trace(marks: int, survivors: Any, into: Any, active: int, state: Any, branc
 
 
 @numba.njit(nogil=True, cache=True)
-def _choose(
-    step: int, level: Any, row: Any, branch: Any, grid: Any, indices: Any, trail: Any, place: int, k: Any
-) -> Any:
+def _choose(first: int, level: Any, branch: Any, rows: Any, trail: Any, place: int, k: Any) -> Any:
     """The index of each lane's branch, as far as the grid tells; whether it does not of some lane."""
-    first_row, wild, branches = grid[2], grid[4], _U(grid[5].shape[2])
+    first_row, indices, branches = rows[0], rows[1], _U(rows[2])
     bins, upper = trail[1], trail[2]
-    any_wild = np.uint8(0)
+    least = np.int16(0)
     for lane in range(WIDTH):
-        row[lane] = first_row[level[step, lane]] + bins[_U(place + lane)]
-        any_wild |= wild[row[lane]]
-        line = _U(2) * _U(row[lane]) + ((_U(upper[_U(place + lane)]) >> branch[lane]) & _U(1))
-        k[step, lane] = indices[line * branches + branch[lane]]
-    return any_wild
+        i, at = _U(first + lane), _U(place + lane)
+        row = _U(first_row[level[i]] + bins[at])
+        line = _U(2) * row + ((_U(upper[at]) >> branch[lane]) & _U(1))
+        k[i] = indices[line * branches + branch[lane]]
+        least = min(least, k[i])
+    return least == UNKNOWN
