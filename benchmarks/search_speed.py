@@ -14,6 +14,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ def prepared(kernel: Callable[..., Any], data: Data, tables: Tables) -> Callable
     return lambda: kernel(*data, *arguments, *last)
 
 
+def in_turn(works: list[Callable[[], object]]) -> Callable[[], object]:
+    """One work of several."""
+    return lambda: [work() for work in works]
+
+
 def million_a_second(samples: int, seconds: np.ndarray) -> float:
     return float(samples / np.median(seconds) / 1e6)
 
@@ -90,28 +96,38 @@ def beside_nncodec(runs: int, samples: int) -> None:
     print(f"  ratio          {np.median(seconds['nncodec'] / seconds['ours']):7.2f}\n")
 
 
-def beside_forward_pass(runs: int, data: Data, tables: Tables) -> None:
+def beside_forward_pass(runs: int, data: Data, tables: Tables, images: int) -> None:
     """With tables: the exact search, its compiled part, its forward pass alone; memory."""
-    seconds = alternately(
-        {
-            "search, tables prepared anew": lambda: search(*data, tables),
-            "compiled search, traceback included": prepared(search_lanes, data, tables),
-            "forward pass alone": prepared(search_forward, data, tables),
-        },
-        runs,
-    )
+    parts = [
+        (plain(r), plain(s))
+        for r, s in zip(np.split(data[0], images, 1), np.split(data[1], images, 1), strict=True)
+    ]
     print(f"With tables, exact search, 8 states, {data[0].size:,} latents, one core")
-    for name, times in seconds.items():
-        print(f"  {name:36} {million_a_second(data[0].size, times):7.1f} M samples/s")
-    whole, forward = seconds["compiled search, traceback included"], seconds["forward pass alone"]
-    print(f"  search / forward pass                {np.median(forward / whole):7.2f}")
+    for name, calls in (("an image a call", parts), ("all images in one call", [data])):
+        seconds = alternately(
+            {
+                "search, its room and result allocated": in_turn(
+                    [partial(search, *p, tables) for p in calls]
+                ),
+                "compiled search, traceback included": in_turn(
+                    [prepared(search_lanes, p, tables) for p in calls]
+                ),
+                "forward pass alone": in_turn([prepared(search_forward, p, tables) for p in calls]),
+            },
+            runs,
+        )
+        print(f"  {name}")
+        for work, times in seconds.items():
+            print(f"    {work:38} {million_a_second(data[0].size, times):7.1f} M samples/s")
+        whole, forward = seconds["compiled search, traceback included"], seconds["forward pass alone"]
+        print(f"    search / forward pass                  {np.median(forward / whole):7.2f}")
     tracemalloc.start()
     indices = search(*data, tables)
     peak = tracemalloc.get_traced_memory()[1] - indices.nbytes
     tracemalloc.stop()
     kept = sum(array.nbytes for array in search_arguments(tables, data[0].shape)[-1])
     print(
-        f"  memory beside input and output       {kept / data[0].size:7.2f} bytes a sample "
+        f"  memory beside input and output           {kept / data[0].size:7.2f} bytes a sample "
         f"({peak / data[0].size:.2f} with everything Python saw)\n"
     )
 
@@ -200,7 +216,7 @@ def main(checkpoint: str, folder: str, runs: int = 7, images: int = 12) -> None:
     os.sched_setaffinity(0, {min(cores)})
     beside_nncodec(runs, 128 * 1024 * images)
     tables = design(settings("tcq"))
-    beside_forward_pass(runs, data, tables)
+    beside_forward_pass(runs, data, tables, images)
     quarter = plain(data[0][:, : data[0].shape[1] // 4]), plain(data[1][:, : data[0].shape[1] // 4])
     by_states(runs, quarter)
     os.sched_setaffinity(0, cores)
