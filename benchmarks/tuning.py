@@ -31,8 +31,15 @@ CASES = {
     "rdoq": settings("rdoq"),
     "tcq vvc8, c = quantizer": settings("tcq"),
     "tcq vvc8, c = state": settings("tcq", context="state"),
-    "tcq ungerboeck64": settings("tcq", "ungerboeck64"),
+    "tcq ungerboeck32": settings("tcq", "ungerboeck32"),
 }
+OTHERS = {
+    **{f"deadzone, offset {offset:g}": settings("deadzone", offset=(offset,)) for offset in (0.44, 0.4)},
+    **{f"rdoq, λ_q/Δ² {weight:g}": settings("rdoq", lmbda_q=weight) for weight in (0.05, 0.1)},
+    **{f"tcq, Δ {step:g}": settings("tcq", step=step) for step in (0.6, 0.8)},
+    **{f"tcq, λ_q/Δ² {weight:g}": settings("tcq", lmbda_q=weight) for weight in (0.05, 0.2)},
+}
+"""Beside the defaults: what else they might be."""
 STUDIED = ("urq", "tcq vvc8, c = quantizer", "tcq vvc8, c = state")
 WEIGHTS = (4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0)
 
@@ -91,6 +98,13 @@ def show_outcomes(own: Sequence[Sample], judges: Judges) -> dict[str, Settings]:
     return found
 
 
+def show_others(judges: Judges) -> None:
+    """Why the defaults are what they are."""
+    print("\nOther values than the defaults, with designed tables")
+    for name, other in OTHERS.items():
+        print(judges.line(name, design(other)), flush=True)
+
+
 def show_weights(chosen: dict[str, Settings], counted: Sequence[Residuals], judges: Judges) -> None:
     """How much tables should trust some counts."""
     print(f"\nJ of tables by counts, if the prior weighs so many samples a symbol (used: {PRIOR_WEIGHT:g})")
@@ -133,6 +147,7 @@ def main(checkpoint: str, folder: str, lmbda: float = 0.013) -> None:
     )
     print(f"reading and analysing the {len(own)}: {analysis_s:.1f} s\n")
     chosen = show_outcomes(own, judges)
+    show_others(judges)
     show_weights(chosen, [one.latents for one in own[::2]], judges)
     show_tries(chosen, [one.latents for one in own], judges)
 
