@@ -24,11 +24,11 @@ from pipeline.sigma import SIGMA_LEVELS, sigma_levels
 from storage.images import image_set_digest, pixel_digest
 from storage.keys import digest, sha256
 
-VERSIONS = (
-    dict.fromkeys(("ingest", "train", "import", "tune", "finetune"), 1)
-    | dict.fromkeys(("quantize", "evaluate", "report"), 2)
-    | {"tables": 3}
-)
+VERSIONS = {
+    **dict.fromkeys(("ingest", "train", "import", "finetune"), 1),
+    **dict.fromkeys(("tune", "quantize", "evaluate", "report"), 2),
+    "tables": 3,
+}
 
 KEYS = {
     "train": "8a098839256612e96235d3721ff33078c79dfa6b85191952fc00d3afe6e29c57",
