@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SUFFIX = ".rtl"
 DECODED_SUFFIX = ".png"
+SAMPLE_BYTES = 8  # of a pixel, uncompressed: four samples of 16 bits
+IMAGE_SLACK = 1 << 26  # bytes of an image file that are no pixels
+PIECE = 1 << 20  # bytes read at once
 
 
 class FileRefused(ValueError):
@@ -53,7 +56,8 @@ def load_coder(codec: str, quantizer: str | None, root: str, max_pixels: int | N
             raise ValueError(f"{file}: {error}") from error
     if not codec or codec.strip("0123456789abcdef"):
         raise ValueError(
-            f"--codec {codec}: expected a codec file or a digest's first digits, found no such file"
+            f"--codec {codec}: expected a codec file or a digest's first digits, found "
+            + ("a folder" if file.is_dir() else "no such file")
         )
     workspace = Workspace.open(root, create=False)
     codec_blob, tables_blob = _find(workspace, codec, quantizer)
@@ -77,8 +81,10 @@ def encode_files(
     """Encode images; returns how many failed. Raises ValueError where `output` cannot be meant."""
     from pipeline.pixels import canonical_pixels
 
+    most = SAMPLE_BYTES * coder.max_pixels + IMAGE_SLACK
+
     def encode(file: Path) -> tuple[bytes, str]:
-        pixels = canonical_pixels(file.read_bytes(), max_pixels=coder.max_pixels)
+        pixels = canonical_pixels(_read(file, most), max_pixels=coder.max_pixels)
         data = coder.encode(pixels)
         return data, _rate(pixels.shape[1], pixels.shape[0], len(data))
 
@@ -91,8 +97,10 @@ def decode_files(
     """Decode files to PNG; returns how many failed. Raises ValueError where `output` cannot be meant."""
     from PIL import Image
 
+    from pipeline.bitstream import MAX_BYTES
+
     def decode(file: Path) -> tuple[bytes, str]:
-        data = file.read_bytes()
+        data = _read(file, MAX_BYTES)
         pixels = coder.decode(data)
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "PNG")
@@ -103,10 +111,10 @@ def decode_files(
 
 def describe_files(files: Sequence[Path], coder: ImageCoder | None, console: Console) -> int:
     """Print what files say of themselves, with a coder also whether it decodes them; returns how many failed."""
-    from pipeline.bitstream import parse
+    from pipeline.bitstream import MAX_BYTES, parse
 
     def describe(file: Path) -> None:
-        data = file.read_bytes()
+        data = _read(file, MAX_BYTES)
         header, hyper, latent = parse(data)
         lines = [
             f"{file}: {_rate(header.width, header.height, len(data))}",
@@ -144,6 +152,8 @@ def _find(workspace: Workspace, codec: str, quantizer: str | None) -> tuple[str,
 
 def _targets(files: Sequence[Path], output: Path | None, suffix: str) -> list[Path]:
     """Where each file's result goes: beside it, into a folder, or for a single file to the name given."""
+    if nameless := [str(file) for file in files if not file.name]:
+        raise ValueError(f"expected files, found the folder {nameless[0]}; name the files in it")
     if output is None:
         return [file.with_suffix(suffix) for file in files]
     if output.is_dir():
@@ -166,7 +176,7 @@ def _each(
     taken: set[Path] = set()
 
     def one(file: Path, target: Path) -> None:
-        if target in taken:
+        if target.resolve() in taken:
             raise FileRefused(f"another of these files gives {target} too; name the output by -o")
         if target.resolve() == file.resolve():
             raise FileRefused(f"its result would have the same name, {target}; name the output by -o")
@@ -177,7 +187,7 @@ def _each(
         data, text = work(file)
         if not write_file(target, data, replace=force):
             raise FileRefused(_exists(target))
-        taken.add(target)
+        taken.add(target.resolve())
         _say(console, f"{file} -> {target}: {text}")
 
     return sum(not _done(file, one, file, target) for file, target in zip(files, targets, strict=True))
@@ -189,11 +199,35 @@ def _done(file: Path, work: Callable[..., None], *arguments: Any) -> bool:
 
     try:
         work(*arguments)
-    except (UnusableImage, StorageError, ValueError, OSError, MemoryError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
-        print(f"retrellis: {file}: {reason}", file=sys.stderr)
+    except (UnusableImage, StorageError, ValueError, OSError, MemoryError, RuntimeError) as error:
+        if (reason := _reason(error, file)) is None:
+            raise
+        print(f"retrellis: {_printable(f'{file}: {reason}')}", file=sys.stderr)
         return False
     return True
+
+
+def _reason(error: Exception, file: Path) -> str | None:
+    """What went wrong with a file, in words; None where it is no fault of the file or the machine."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch raises a RuntimeError
+        return "not enough memory for its pixels"
+    if isinstance(error, OSError) and error.strerror:
+        other = error.filename is not None and Path(error.filename) != file
+        return f"{error.filename}: {error.strerror}" if other else error.strerror
+    return None if isinstance(error, RuntimeError) else str(error)
+
+
+def _read(file: Path, most: int) -> bytes:
+    """A file's bytes. No more than it can have are read, so that a device without end is refused."""
+    pieces: list[bytes] = []
+    room = most
+    with file.open("rb") as stream:
+        while piece := stream.read(PIECE):
+            pieces.append(piece)
+            room -= len(piece)
+            if room < 0:
+                raise FileRefused(f"expected at most {most:,} bytes, found more")
+    return b"".join(pieces)
 
 
 def _exists(target: Path) -> str:
@@ -205,4 +239,9 @@ def _rate(width: int, height: int, size: int) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False)
+    console.print(_printable(text), markup=False, highlight=False)
+
+
+def _printable(text: str) -> str:
+    """With what stands for bytes of a file's name that are no UTF-8 written out; to print them fails."""
+    return text.encode(errors="backslashreplace").decode()

@@ -179,6 +179,9 @@ def test_other_files_are_no_codec_files() -> None:
         ValueError, match="expected a codec file of version 1, found 9: use a matching release"
     ):
         ImageCoder.from_bytes(newer)
+    lacking = data.replace(b'\\\\\\"settings\\\\\\"', b'\\\\\\"settinks\\\\\\"', 1)
+    with pytest.raises(ValueError, match="damaged codec file: its metadata lack something: 'settings'"):
+        ImageCoder.from_bytes(lacking)
     length = int.from_bytes(data[:8], "little")
     renamed = data[: 8 + length].replace(b"tables.alphabet", b"tables.alphabit") + data[8 + length :]
     with pytest.raises(ValueError, match=r"tables: expected the arrays \['alphabet'"):

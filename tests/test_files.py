@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +143,79 @@ def test_places_that_cannot_be_meant(folder: Path, retrellis: Command) -> None:
     )
 
 
+def test_other_paths_to_one_place_are_that_place(folder: Path, retrellis: Command) -> None:
+    (folder / "out").mkdir()
+    PIL.Image.fromarray(photograph(9, 9)).save(folder / "a.webp")
+    roundabout = folder / "out" / ".." / "a.webp"
+    codec = ("--codec", folder / "codec.safetensors")
+    code, said, wrong = retrellis("encode", folder / "a.png", roundabout, "--force", *codec)
+    assert (code, len(said.splitlines())) == (1, 1)
+    assert f"another of these files gives {roundabout.with_suffix('.rtl')} too" in wrong
+
+
+def test_folders_and_devices_are_no_files(folder: Path, retrellis: Command) -> None:
+    codec = ("--codec", folder / "codec.safetensors")
+    assert retrellis("encode", folder, *codec)[2] == f"retrellis: {folder}: Is a directory\n"
+    assert retrellis("info", folder)[2] == f"retrellis: {folder}: Is a directory\n"
+    assert retrellis("encode", ".", *codec)[2] == (
+        "retrellis: expected files, found the folder .; name the files in it\n"
+    )
+    assert retrellis("info", "/dev/null")[2].startswith("retrellis: /dev/null: not a Retrellis file")
+    assert retrellis("info", "/dev/zero")[2] == (
+        "retrellis: /dev/zero: expected at most 536,870,942 bytes, found more\n"
+    )
+
+
+def test_an_error_about_another_path_names_it(folder: Path, retrellis: Command) -> None:
+    long = folder / f"{'a' * 250}.rtl"
+    wrong = retrellis("encode", folder / "a.png", "-o", long, "--codec", folder / "codec.safetensors")[2]
+    assert wrong.startswith(f"retrellis: {folder}/a.png: {long}#")
+    assert wrong.endswith(": File name too long\n")
+
+
+def test_names_that_are_no_text(folder: Path, retrellis: Command) -> None:
+    odd = folder / "b\udcff.png"
+    odd.write_bytes((folder / "a.png").read_bytes())
+    code, said, wrong = retrellis("encode", odd, "--codec", folder / "codec.safetensors")
+    assert (code, wrong) == (0, "")
+    assert said.startswith(f"{folder}/b\\udcff.png -> {folder}/b\\udcff.rtl: 70 × 40 pixels")
+    assert odd.with_suffix(".rtl").is_file()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 512)])
+def test_narrow_images(folder: Path, retrellis: Command, height: int, width: int) -> None:
+    codec = ("--codec", folder / "codec.safetensors")
+    PIL.Image.fromarray(photograph(height, width)).save(folder / "n.png")
+    assert retrellis("encode", folder / "n.png", *codec)[0] == 0
+    assert retrellis("decode", folder / "n.rtl", "-o", folder / "back.png", *codec)[0] == 0
+    assert PIL.Image.open(folder / "back.png").size == (width, height)
+
+
+LITTLE_MEMORY = """
+import resource, pipeline.bitstream, pipeline.pixels
+from jobs.cli import main
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (600 << 20),) * 2)
+main()
+"""
+
+
+def test_an_image_too_large_for_the_memory_stops_no_other(folder: Path) -> None:
+    PIL.Image.new("RGB", (8000, 5000)).save(folder / "large.png")
+    (folder / "out").mkdir()
+    arguments = [folder / "large.png", folder / "a.png", "-o", folder / "out"]
+    ended = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, "encode", *arguments, "--codec", folder / "codec.safetensors"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.stderr == f"retrellis: {folder}/large.png: not enough memory for its pixels\n"
+    assert ended.returncode == 1
+    assert (folder / "out" / "a.rtl").is_file()
+
+
 def test_codecs_that_are_none(folder: Path, retrellis: Command) -> None:
     (folder / "plain.safetensors").write_bytes(small_codec().to_bytes())
     code, _, wrong = retrellis("info", folder / "a.png", "--codec", folder / "plain.safetensors")
@@ -148,6 +223,7 @@ def test_codecs_that_are_none(folder: Path, retrellis: Command) -> None:
     assert "plain.safetensors: not a codec file: expected codec and tables in one, found a codec" in wrong
     wrong = retrellis("info", folder / "a.png", "--codec", folder / "missing")[2]
     assert wrong.endswith("missing: expected a codec file or a digest's first digits, found no such file\n")
+    assert retrellis("info", folder / "a.png", "--codec", folder)[2].endswith("digits, found a folder\n")
 
 
 def test_large_images_are_refused_until_they_are_asked_for(folder: Path, retrellis: Command) -> None:

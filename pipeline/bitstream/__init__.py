@@ -10,7 +10,7 @@ docs/format.md is the specification.
 """
 
 from pipeline.bitstream.coder import DecodedIndices, ImageCoder
-from pipeline.bitstream.container import MAX_PIXELS, Header, parse
+from pipeline.bitstream.container import MAX_BYTES, MAX_PIXELS, Header, parse
 from pipeline.bitstream.rans import BitstreamError
 
-__all__ = ["MAX_PIXELS", "BitstreamError", "DecodedIndices", "Header", "ImageCoder", "parse"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "BitstreamError", "DecodedIndices", "Header", "ImageCoder", "parse"]

@@ -62,7 +62,10 @@ def split(data: bytes) -> tuple[Codec, Tables]:
     network = {name: leaf for name, leaf in leaves.items() if not name.startswith(PREFIX)}
     checkpoint = safetensors.torch.save(network, {_KEYS["codec"]: parts["codec"]})
     tables = safetensors.torch.save(arrays, {_KEYS["tables"]: parts["tables"]})
-    return Codec.from_bytes(checkpoint), Tables.from_bytes(tables)
+    try:
+        return Codec.from_bytes(checkpoint), Tables.from_bytes(tables)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"damaged codec file: its metadata lack something: {error}; {ADVICE}") from error
 
 
 def _open(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -20,6 +20,8 @@ _FIXED = 16
 VARINT_BYTES = 4
 _VARINT_LIMIT = 1 << 7 * VARINT_BYTES
 _FIELDS = ("height", "width", "hyper_bytes", "latent_bytes")
+MAX_BYTES = _FIXED + len(_FIELDS) * VARINT_BYTES + 2 * (_VARINT_LIMIT - 1)
+"""Of a whole file."""
 
 
 @dataclass(frozen=True)
