@@ -31,8 +31,8 @@ CHUNK = 4
 """Branches whose lines lie side by side."""
 UNKNOWN = -MAX_INDEX - 2
 """Index of a line in a bin that does not tell: int16's least."""
-_TILE, _BACK_TILE = 32, 128
-"""Steps turned at once from [C, T] to lanes side by side: what the first-level cache holds, forwards and back."""
+_TILE, _BACK_TILE = 32, 256
+"""Steps turned at once from [C, T] to lanes side by side: what the first-level cache holds, forward and back."""
 _PRICED = 32
 """Branches · steps whose costs are found at once."""
 
