@@ -28,8 +28,8 @@ from pipeline.quantizers.tables import STEP_RANGE, Settings, Tables
 
 HALVINGS = 1
 QUICK_ROUNDS, QUICK_WEIGHT = 4, 16.0
-"""Tables of a try: midpoints, refined on the latents themselves. No higher in J than a whole design, within 0.2 %, in
-less than half its time (benchmarks/tuning.txt)."""
+"""Tables of a try: midpoints, refined on the latents themselves. No higher in J than a whole design, within 0.2 %, and
+for a trellis in a third of its time (benchmarks/tuning.txt)."""
 
 
 class Sample(NamedTuple):
