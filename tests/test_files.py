@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from hostile_files import photograph, small_codec, small_coder
-from laboratory import Lab
+from laboratory import COMMAND, Lab
 
 from jobs import cli
 from jobs.import_codec import read_codec
@@ -65,6 +65,15 @@ def test_files_there_and_back(folder: Path, retrellis: Command) -> None:
     expected = small_coder("urq").decode((folder / "grey.rtl").read_bytes())
     assert decoded.shape == (70, 40, 3)
     assert np.array_equal(decoded, expected)
+
+
+def test_another_process_decodes_the_same(folder: Path, retrellis: Command) -> None:
+    codec = ("--codec", folder / "codec.safetensors")
+    retrellis("encode", folder / "grey.jpg", *codec)
+    command = [COMMAND, "decode", folder / "grey.rtl", "-o", folder / "there.png", *codec]
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    here = small_coder("urq").decode((folder / "grey.rtl").read_bytes())
+    assert np.abs(np.array(PIL.Image.open(folder / "there.png")).astype(int) - here).max() <= 1
 
 
 def test_info(folder: Path, retrellis: Command) -> None:
