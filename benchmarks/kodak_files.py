@@ -8,8 +8,8 @@ with the same setting, with 1 thread, with 1 thread and PyTorch's own convolutio
 indices and ŷ have to be equal in all of them, pixels under the same setting; a difference ends this program with a
 traceback. Where a setting differs, the table counts the samples of pixels that do, and by how much.
 
-The estimate is the ideal code length by the tables, which drove the search. A file has a header, 15 bytes of coder
-states (of which the coders use about 10 as storage) and less than 2 bytes of rounding on top of it.
+The estimate is the ideal code length by the tables, which drove the search. On top of it a file has a header and 15
+bytes of coder states, of which at least 9 carry nothing: a state starts at 2^24.
 """
 
 from __future__ import annotations
