@@ -1,4 +1,4 @@
-"""g_a and g_s in bands are the networks: every row, and the same for any number of threads and images."""
+"""g_a and g_s in bands are the networks: every row; at these sizes the same for any number of threads and images."""
 
 from __future__ import annotations
 

@@ -5,8 +5,9 @@
 
 The maps of half the image's size are most of the memory, and to get that much fresh from the system and to read it
 back takes longer than the GDN's arithmetic. So they exist a band at a time, and a GDN works in place in strips that
-stay in the cache. Bands and strips depend on shapes alone. Seen on x86 with 16 channels and more: results do not depend
-on threads or batch (tests/test_inference.py); those of contiguous maps do.
+stay in the cache. Bands and strips depend on shapes alone. Even so nothing is promised of other numbers of threads:
+contiguous maps nearly always differ in their last bits; these did not in g_a and h_a wherever we looked
+(tests/test_inference.py), and in g_s for some shapes and processors (benchmarks/kodak_files.txt).
 
 Suffixes: B batch, C channels, H and W height and width.
 """
