@@ -30,6 +30,7 @@ CANDIDATES = {
     "urq Δ = 1.3, plain levels": lambda: design(COARSER),
     "urq, centroids": lambda: design(URQ, centroids=True),
     "tcq8, Gaussian midpoints": lambda: midpoint_tables(TCQ),
+    "tcq8, centred midpoints": lambda: midpoint_tables(TCQ, labelling="centred"),
     "tcq8, designed, plain levels": lambda: design(TCQ),
     "tcq8, designed, centroids": lambda: design(TCQ, centroids=True),
 }
