@@ -17,7 +17,7 @@ TABLE = FOLDER.parents[1] / "benchmarks" / "rate_distortion.csv"
 SIZE = (12.0, 4.4)  # inches
 SHOWN = {
     "scalar (ECSQ)": "scalar",
-    "vvc8, plain levels": "8 states, plain levels",
+    "vvc8, plain levels": "8, plain levels",
     "vvc4": "4 states",
     "vvc8": "8",
     "ungerboeck16": "16",
@@ -69,15 +69,14 @@ def draw(theme: Theme) -> None:
     for axes, (source, of_source) in zip(row, found.items(), strict=True):
         panel(axes, theme, source, of_source)
     row[0].set_ylabel("above D(R), dB", color=theme.ink)
-    legend = figure.legend(
+    figure.legend(
         *row[0].get_legend_handles_labels(),
         loc="center right",
         frameon=False,
         fontsize=10,
         labelcolor=theme.ink,
     )
-    figure.add_artist(legend)
-    figure.tight_layout(rect=(0, 0, 0.85, 1))
+    figure.tight_layout(rect=(0, 0, 0.875, 1))
     name = theme.file.replace("method", "rate-distortion")
     figure.savefig(FOLDER / name, dpi=DOTS_PER_INCH, facecolor=theme.background)
     plt.close(figure)
