@@ -89,11 +89,12 @@ def test_tables_are_aligned_and_say_what_is_not_comparable() -> None:
     table = rows(
         [scored("base", 0.0), scored("paper", 0.25, seed=0), scored("noise", 0.1, seed=0, indices="x")]
     )
-    text = _markdown("small", table, [], 3, ["report.csv"])
+    text = _markdown("small", table, [], 3, "bitstream", ["report.csv"])
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1
     assert "+0.250" in lines[3]
     assert lines[4].count("—") >= 2
+    assert "bpp (files)" in lines[0]
     assert "prove the plumbing, not the gain" in text
     assert _csv(table).decode().splitlines()[0].startswith("lmbda,quantizer,arm,seed,bpp")
 
