@@ -9,12 +9,12 @@ integers alone. The float path stands for a format that would only decode on the
 
 from __future__ import annotations
 
-import platform
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from machine import machine
 
 from jobs.import_codec import read_codec
 from pipeline.codec.contract import pad
@@ -28,9 +28,7 @@ from pipeline.sigma import sigma_midpoints
 def main(checkpoint: str, folder: str) -> None:
     codec, tables = read_codec(Path(checkpoint).read_bytes()), design(settings("urq"))
     medians, h_s = codec.network.entropy_bottleneck.medians[:, None, None], codec.network.h_s
-    print(
-        f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
-    )
+    print(machine("torch", "numpy"))
     print(f"{Path(checkpoint).name}, {Path(folder).name}\n")
     print(
         f"{'image':12} {'bits, float':>12} {'bits, integer':>13} {'cost':>9} {'σ indices':>10} {'largest Δμ':>11}"
