@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from hostile_files import photograph, small_codec, small_coder
+from hostile_files import padded, photograph, small_codec, small_coder
 from laboratory import COMMAND, Lab
 
 from jobs import cli
@@ -233,6 +233,16 @@ def test_codecs_that_are_none(folder: Path, retrellis: Command) -> None:
     wrong = retrellis("info", folder / "a.png", "--codec", folder / "missing")[2]
     assert wrong.endswith("missing: expected a codec file or a digest's first digits, found no such file\n")
     assert retrellis("info", folder / "a.png", "--codec", folder)[2].endswith("digits, found a folder\n")
+
+
+def test_a_codec_file_with_a_padded_header(folder: Path, retrellis: Command) -> None:
+    (folder / "padded.safetensors").write_bytes(padded((folder / "codec.safetensors").read_bytes()))
+    codec = ("--codec", folder / "padded.safetensors")
+    assert retrellis("encode", folder / "a.png", "-o", folder / "p.rtl", *codec)[0] == 0
+    assert "whole, and of this codec" in retrellis("info", folder / "p.rtl", *codec)[1]
+    assert retrellis("decode", folder / "p.rtl", *codec)[0] == 0
+    wrong = retrellis("info", folder / "p.rtl", "--codec", folder / "codec.safetensors")[2]
+    assert "made by another codec" in wrong
 
 
 def test_large_images_are_refused_until_they_are_asked_for(folder: Path, retrellis: Command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import plain_decoder
 import pytest
 import torch
 from format_example import HYPER_ROW, ROWS, example_file, example_text
-from hostile_files import M, N, photograph, small_codec
+from hostile_files import M, N, padded, photograph, small_codec, small_coder
 
 from pipeline.bitstream import ImageCoder, container
 from pipeline.codec.integer_synthesis import HYPER_LIMIT
@@ -44,6 +45,18 @@ def test_a_decoder_written_from_the_document_reads_our_files(chosen: Settings) -
     assert np.array_equal(found.latent, ours.latent)
     assert found.pixels.shape == (70, 40, 3)
     assert np.abs(found.pixels.astype(int) - coder.decode(data)).max() <= 1
+
+
+def test_a_codec_file_that_others_serialised_keeps_its_own_digest() -> None:
+    """The mark in an image file is of the codec file's bytes, whoever wrote them; they are handed on as they are."""
+    codec_file = padded(small_coder().to_bytes())
+    coder = ImageCoder.from_bytes(codec_file)
+    assert coder.to_bytes() == codec_file
+    assert coder.digest == hashlib.sha256(codec_file).hexdigest() != small_coder().digest
+    data = coder.encode(photograph(70, 40))
+    assert container.parse(data)[0].codec.hex() == coder.digest[:16]
+    found = plain_decoder.decode(data, codec_file)
+    assert np.array_equal(found.latent, ImageCoder.from_bytes(codec_file).decode_indices(data).latent)
 
 
 @pytest.mark.parametrize("chosen", CHOSEN, ids=lambda s: f"{s.kind} {s.trellis} {s.context}")

@@ -81,16 +81,23 @@ class ImageCoder:
         Raises:
             ValueError: it is none, or damaged.
         """
-        return cls(*codec_file.split(data), max_pixels)
+        coder = cls(*codec_file.split(data), max_pixels)
+        coder._file = data
+        return coder
 
     def to_bytes(self) -> bytes:
-        """The codec file: what another machine needs to decode."""
+        """The codec file: what another machine needs to decode. If the coder was read from one, it is that one."""
+        return self._file
+
+    @cached_property
+    def _file(self) -> bytes:
+        """Never written anew once read: other bytes, though they mean the same, would have another digest."""
         return codec_file.join(self.codec, self.tables)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the codec file, hexadecimal; every image file carries its first 8 bytes."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        return hashlib.sha256(self._file).hexdigest()
 
     def encode(self, pixels_HWC: Pixels) -> bytes:
         """The file of an image.
