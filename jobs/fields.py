@@ -19,9 +19,7 @@ Trellis = Literal[
     "ungerboeck128",
     "ungerboeck256",
 ]
-# As `pipeline` has them; imported from there they would bring torch and Numba along
-CHANNELS_MAX = 4096
-STEP_RANGE = (0.05, 64.0)
+CHANNELS_MAX = 4096  # as `pipeline.codec.artifact` has it, which would bring torch along
 
 
 class Section(BaseModel):

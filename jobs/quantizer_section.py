@@ -6,11 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from jobs.fields import STEP_RANGE, Section, Trellis
-from pipeline.quantizer_kinds import KINDS, check
-
-SIGMA_LEVELS = 64
-STATE_CONTEXTS = ("vvc4", "vvc8", "ungerboeck4", "ungerboeck8")  # trellises with few enough states
+from jobs.fields import Section, Trellis
+from pipeline.quantizer_kinds import KINDS, LMBDA_Q_MAX, STATE_CONTEXTS, STEP_RANGE, check
+from pipeline.sigma import SIGMA_LEVELS
 
 Offset = Annotated[float, Field(ge=0, le=0.5)]
 
@@ -28,7 +26,7 @@ class QuantizerSection(Section):
     trellis: Trellis | None = None
     context: Literal["quantizer", "state"] = "quantizer"  # what of a trellis selects the frequency table
     step: Annotated[float, Field(ge=STEP_RANGE[0], le=STEP_RANGE[1])] | None = None  # Δ, units of the latents
-    lmbda_q: Annotated[float, Field(ge=0)] | None = None  # λ_q / Δ²: weight of a bit in the search
+    lmbda_q: Annotated[float, Field(ge=0, le=LMBDA_Q_MAX)] | None = None  # λ_q / Δ²: weight of a bit in the search
     offset: Offset | list[Offset] | None = None  # of a deadzone: one number, or one a σ level
     centroids: bool = False  # decode to the centroids of the design instead of plain levels
     tune: bool = False  # search Δ, λ_q or offset, and refine the tables, for each codec

@@ -1,4 +1,4 @@
-"""The kinds of quantizers, and the settings that do well without tuning.
+"""The kinds of quantizers, what their settings may be, and those that do well without tuning.
 
 It stands outside `pipeline.quantizers`, which brings Numba along: whoever only reads an experiment file asks here.
 """
@@ -7,6 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
+
+STEP_RANGE = (0.05, 64.0)
+"""Steps in latent units; at the least one, 6σ of the widest level still lies within the largest index."""
+LMBDA_Q_MAX = 1e6
+"""Of λ_q/Δ²: no bit is worth more, and costs stay far from the largest number there is."""
+STATE_CONTEXTS = ("vvc4", "vvc8", "ungerboeck4", "ungerboeck8")
+"""Trellises whose states may have tables of their own: more than 8 would leave too few samples to each."""
 
 
 class Kind(NamedTuple):
@@ -51,7 +58,8 @@ def check(kind: str, given: Mapping[str, object]) -> None:
     """
     wanted = named(kind)
     for option, value in given.items():
-        if value not in (None, 0) and getattr(wanted, option) is None:
+        absent = value is None or (option == "lmbda_q" and value == 0)
+        if not absent and getattr(wanted, option) is None:
             users = " and ".join(
                 repr(name) for name, other in KINDS.items() if getattr(other, option) is not None
             )

@@ -8,13 +8,11 @@ from typing import get_args
 import pytest
 
 from jobs.experiment import Experiment, ExperimentError, load
-from jobs.fields import CHANNELS_MAX, STEP_RANGE, Trellis
-from jobs.quantizer_section import SIGMA_LEVELS as LEVELS
-from jobs.quantizer_section import STATE_CONTEXTS
+from jobs.fields import CHANNELS_MAX, Trellis
 from jobs.tables import quantizer_settings
 from pipeline.codec import artifact
-from pipeline.quantizer_kinds import KINDS
-from pipeline.quantizers import settings, tables
+from pipeline.quantizer_kinds import KINDS, STATE_CONTEXTS, STEP_RANGE
+from pipeline.quantizers import settings
 from pipeline.quantizers.trellis import TRELLISES
 from pipeline.sigma import SIGMA_LEVELS
 
@@ -101,6 +99,7 @@ def test_set_overrides_values_and_paths_are_relative_to_the_current_folder(
             "quantizers.urq.offset=0.4",
             r"quantizers\.urq: kind 'urq' takes no `offset`, found 0.4; 'deadzone' can",
         ),
+        ("quantizers.urq.offset=0", r"quantizers\.urq: kind 'urq' takes no `offset`, found 0"),
         ("quantizers.urq.context=state", r"`context: state` needs a `trellis` of at most 8 .* found none"),
         ("quantizers.new={kind: tcq, trellis: ungerboeck16, context: state}", r"found ungerboeck16"),
         (
@@ -204,13 +203,12 @@ def test_what_is_not_given_is_the_kinds(file: str) -> None:
         given = section.model_dump(mode="json", exclude={"centroids", "tune"})
         assert quantizer_settings(given) == settings(kind)
     assert load(file, ["quantizers.urq.step=null"]).quantizers["urq"].step == 1.0
-    assert LEVELS == SIGMA_LEVELS
-    few = {name for name, trellis in TRELLISES.items() if trellis.states <= tables.MAX_STATE_CONTEXTS}
+    few = {name for name, trellis in TRELLISES.items() if trellis.states <= 8}
     assert set(STATE_CONTEXTS) == few
 
 
 def test_offsets_are_one_or_one_a_level(file: str) -> None:
-    levels = [round(0.3 + i / 1000, 3) for i in range(LEVELS)]
+    levels = [round(0.3 + i / 1000, 3) for i in range(SIGMA_LEVELS)]
     section = load(file, [f"quantizers.new={{kind: deadzone, offset: {levels}}}"]).quantizers["new"]
     given = section.model_dump(mode="json", exclude={"centroids", "tune"})
     assert quantizer_settings(given).offset == tuple(levels)
@@ -233,7 +231,7 @@ def test_tuning_wants_training_images(file: str, tmp_path: Path) -> None:
 
 
 def test_the_file_accepts_what_the_pipeline_accepts(file: str) -> None:
-    assert (CHANNELS_MAX, STEP_RANGE) == (artifact.CHANNELS_MAX, tables.STEP_RANGE)
+    assert CHANNELS_MAX == artifact.CHANNELS_MAX
     low, high = STEP_RANGE
     limits = [f"train.N={CHANNELS_MAX}", f"quantizers.urq.step={low}", f"quantizers.tcq8.step={high}"]
     assert load(file, limits).quantizers["tcq8"].step == high

@@ -176,6 +176,9 @@ def test_settings_fill_in_defaults_and_refuse_what_has_no_use() -> None:
         quantizers.settings("urq", lmbda_q=0.1)
     with pytest.raises(ValueError, match="kind 'rdoq' takes no `trellis`, found vvc8; 'tcq' can use it"):
         quantizers.settings("rdoq", trellis="vvc8")
+    assert quantizers.settings("urq", lmbda_q=0.0) == quantizers.settings("urq")  # none is none
+    with pytest.raises(ValueError, match=r"kind 'urq' takes no `offset`, found \(0\.0,\); 'deadzone' can"):
+        quantizers.settings("urq", offset=(0.0,))
     with pytest.raises(ValueError, match=r"kind: expected one of urq, .*, found 'vq'"):
         quantizers.design(Settings("vq", None, 1.0, 0.0))
 

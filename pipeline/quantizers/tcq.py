@@ -15,16 +15,7 @@ import numpy.typing as npt
 from pipeline.quantizers.envelope import envelopes, grid
 from pipeline.quantizers.search_kernels import search_lanes
 from pipeline.quantizers.tables import Settings, Tables
-from pipeline.quantizers.trellis import LANES, TRELLISES
-
-DEFAULTS = Settings("tcq", "vvc8", step=0.7, lmbda_q=0.1)
-"""What a prototype found on photographs: Δ = 0.7 with λ_q = 0.05 in latent units squared a bit. Tune it per codec."""
-
-
-def check(settings: Settings) -> None:
-    """Raise ValueError unless the settings name a trellis."""
-    if settings.trellis is None:
-        raise ValueError(f"quantizer tcq: expected a trellis, one of {', '.join(TRELLISES)}; found none")
+from pipeline.quantizers.trellis import LANES
 
 
 def search(
@@ -39,7 +30,6 @@ def search(
 
 def search_arguments(tables: Tables, shape_CT: tuple[int, ...]) -> tuple[Any, ...]:
     """What the compiled search takes besides residuals and σ indices."""
-    check(tables.settings)
     previous, parity = tables.settings.machine.predecessors()
     # the two ways into each state: the state before, and the branch
     into = np.stack([previous, 2 * tables.settings.state_contexts[previous] + parity], axis=-1)
@@ -51,7 +41,8 @@ def _trail(shape_CT: tuple[int, ...], settings: Settings) -> tuple[npt.NDArray[A
 
     Returns:
         Survivors, a bit a state (which of two ways led into it); the grid's bin; a bit a branch (which of the bin's
-        lines was best). For 8 states and tables by quantizer 4 bytes a residual.
+        lines was best). For 8 states and tables by quantizer 4 bytes a residual where the channels fill their
+        lanes, a multiple of 32; empty lanes take as much.
     """
     count = -(-shape_CT[0] // LANES) * shape_CT[1] * LANES
     marks = count * -(-settings.machine.states // 8)
