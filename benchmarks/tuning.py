@@ -2,8 +2,8 @@
 
     python benchmarks/tuning.py CHECKPOINT FOLDER [LMBDA]
 
-From a folder of training-side images 24 tune, as by default, and 16 others judge; crops from the middle. J = bpp +
-λ · 255² · MSE of the pictures, averaged over images. One thread.
+From a folder of training-side images 24 tune, as by default (12 find, 12 decide), and 16 others judge; crops from the
+middle. J = bpp + λ · 255² · MSE of the pictures, averaged over images. One thread.
 """
 
 from __future__ import annotations
@@ -62,15 +62,16 @@ class Judges:
         return f"  {name:22} {numbers}  {note}".rstrip()
 
 
-def tuned(start: Settings, samples: Sequence[Sample], lmbda: float) -> tuple[Tuned, int, float]:
-    """The outcome, how many tries it took, and seconds after analysis."""
+def tuned(start: Settings, samples: Sequence[Sample], lmbda: float) -> tuple[Tuned, Settings, str]:
+    """The outcome, the settings that the search ended in, and what it took after analysis."""
     clock, tries, looks = time.perf_counter(), 0, search(start, samples, lmbda)
     while True:
         try:
             next(looks)
             tries += 1
         except StopIteration as end:
-            return choose(start, end.value, samples, lmbda), tries, time.perf_counter() - clock
+            outcome = choose(start, end.value, samples, lmbda)
+            return outcome, end.value, f"{tries} tries, {time.perf_counter() - clock:.0f} s"
 
 
 def values(chosen: Settings) -> str:
@@ -84,17 +85,16 @@ def values(chosen: Settings) -> str:
 def show_outcomes(own: Sequence[Sample], judges: Judges) -> dict[str, Settings]:
     """Each quantizer tuned, step by step; the settings found."""
     print(f"  {'':22} {'bpp':>7} {'255²·MSE':>9} {'J':>8} {'over urq':>11}")
-    found = {}
+    found, counted = {}, [one.latents for one in own[::2]]
     for name, start in CASES.items():
-        outcome, tries, seconds = tuned(start, own, judges.lmbda)
-        best = found[name] = outcome.tables.settings
+        outcome, found[name], effort = tuned(start, own, judges.lmbda)
         size = len(outcome.tables.to_bytes()) / 1000
-        print(f"{name}: {tries} tries, {seconds:.0f} s; kept: {outcome.kept}, {size:.0f} kB")
-        prior, counted = design(best), [one.latents for one in own[::2]]
-        print(judges.line("default", design(start), values(start)))
-        print(judges.line("tuned", prior, values(best)))
-        print(judges.line("counts", refine(prior, counted)))
-        print(judges.line("counts and centroids", refine(prior, counted, centroids=True)), flush=True)
+        print(f"{name}: {effort}; kept: {outcome.kept}, {size:.0f} kB")
+        for title, chosen in (("default", start), ("tuned", found[name])):
+            prior = design(chosen)
+            print(judges.line(title, prior, values(chosen)))
+            print(judges.line("  counts", refine(prior, counted)))
+            print(judges.line("  counts and centroids", refine(prior, counted, centroids=True)), flush=True)
     return found
 
 

@@ -32,7 +32,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "train": 1,
     "import": 1,
     "tables": 3,
-    "tune": 2,
+    "tune": 3,
     "quantize": SET_VERSION,  # a result must not outlive the indices that it names
     "finetune": 1,
     "evaluate": 2,

@@ -30,7 +30,7 @@ def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -
     count = node.settings["count"]
     if inputs:
         count = min(count, inputs["images"]["note"]["count"])
-    return f"some {LIKELY_TRIES} tries on {count} images"
+    return f"some {LIKELY_TRIES} tries on {(count + 1) // 2} of {count} images"
 
 
 def compute(task: Task) -> Outcome:
@@ -39,7 +39,7 @@ def compute(task: Task) -> Outcome:
     images = evenly(image_digests(task.workspace, task.inputs["images"]["blob"]), settings["count"])
     if len(images) < 2:
         raise ValueError(
-            f"expected at least 2 images to tune on, one to count on and one held out, found {len(images)}; "
+            f"expected at least 2 images to tune on, one to find by and one held out, found {len(images)}; "
             "name a folder with more under `tune.images`"
         )
     arguments = (task.workspace.root, settings, task.inputs["codec"]["blob"], images)

@@ -30,6 +30,7 @@ from storage.lineage import default_tracking_uri
 
 LMBDA = 0.013
 DATA_SIGMA = 20  # level of σ ≈ 1.3
+REFINED = ("", " with counts", " with counts and centroids")
 
 
 def searched(cost: Callable[[Point], float], axes: int, halvings: int = 3) -> tuple[Point, list[Point]]:
@@ -107,22 +108,45 @@ def test_a_step_is_found_that_suits_lmbda() -> None:
     assert len(tries) < 12
     assert outcome.kept == "tuned"
     assert outcome.held_out["tuned"].cost < outcome.held_out["default"].cost
-    on_all = {
-        s: mean(measure(design(s), samples, lmbda))
-        for s in (settings("urq", step=0.7), outcome.tables.settings)
-    }
-    assert min(on_all, key=lambda s: on_all[s].cost) == outcome.tables.settings
     again, _ = tuned(settings("urq", step=0.7), samples, lmbda, refining=False)
     assert again.tables.digest == outcome.tables.digest
     assert again.held_out == outcome.held_out
+
+
+def test_held_out_images_alone_decide() -> None:
+    """Each half has a scale of its own: what suits the finding half is worse than the default on the other."""
+    samples = [source(scale, seed) for seed, scale in enumerate((0.2, 1.0, 0.2, 1.0))]
+    start = settings("tcq", "vvc4", step=0.5, lmbda_q=0.1)
+    found = settings("tcq", "vvc4", step=1.0, lmbda_q=0.4)
+    outcome = choose(start, found, samples, 20.0)
+    assert outcome.kept == "default"
+    assert outcome.held_out["default"] == mean(measure(design(start), samples[1::2], 20.0))
+    counted = refine(design(start), [one.latents for one in samples[::2]])
+    by_finders = [mean(measure(tables, samples[::2], 20.0)).cost for tables in (counted, design(start))]
+    assert by_finders[0] < by_finders[1]
+    same = choose(start, start, samples, 20.0)
+    assert list(same.held_out) == [f"default{refined}" for refined in REFINED]
+
+
+def test_what_the_search_looks_at_is_the_other_half() -> None:
+    """Images held out may be anything: the tries are the same."""
+    finding, held_out = [source(1.0, seed) for seed in (0, 1)], source(1.0, 2)
+    runs = []
+    for scale in (1.0, 0.1):
+        other = source(scale, 3)
+        looks = search(settings("urq"), [finding[0], held_out, finding[1], other], 5.0)
+        runs.append([next(looks) for _ in range(3)])
+    assert runs[0] == runs[1]
 
 
 def test_refined_tables_are_kept_where_residuals_are_not_what_sigma_says() -> None:
     """A σ that is predicted twice too large: counts tell."""
     samples = [source(0.5, seed) for seed in range(4)]
     outcome, _ = tuned(settings("urq", step=0.9), samples, 5.0)
-    assert outcome.kept.startswith("counts")
+    assert "with counts" in outcome.kept
     assert outcome.held_out[outcome.kept].cost < 0.98 * outcome.held_out["tuned"].cost
+    names = [f"{name}{refined}" for refined in REFINED for name in ("default", "tuned")]
+    assert list(outcome.held_out) == names
     plain, _ = tuned(settings("urq", step=0.9), samples, 5.0, refining=False)
     assert set(plain.held_out) == {"default", "tuned"}
 
@@ -148,7 +172,7 @@ def test_what_is_searched_is_what_the_kind_has(start: Settings, axes: set[str]) 
 def test_mistakes_are_named() -> None:
     one = source(1.0, 0)
     with pytest.raises(
-        ValueError, match="expected at least 2 images, one to count on and one held out, found 1"
+        ValueError, match="expected at least 2 images, one to find by and one held out, found 1"
     ):
         next(search(settings("urq"), [one], LMBDA))
     with pytest.raises(ValueError, match="expected a finite λ above 0, found 0"):
@@ -210,7 +234,7 @@ TUNED = ("quantizers.urq.tune=true", "tune.count=4", "tune.crop=64")
 def test_the_stage_gives_tables_that_quantize_and_evaluate_take(reference: Lab, tmp_path: Path) -> None:
     lab = reference.copy(tmp_path / "workspace")
     planned = lab.plan(*TUNED)
-    assert "some 15 tries on 4 images; first of its stage here" in planned
+    assert "some 15 tries on 2 of 4 images; first of its stage here" in planned
     assert "compute tune lmbda=0.013 quantizer=urq" in planned
     printed = lab.run(*TUNED, only={"quantizer": "urq", "arm": "base"})
     record = lab.record("tune")

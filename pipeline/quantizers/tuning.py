@@ -5,8 +5,8 @@ the decoder's picture, clipped to [0, 1] but not rounded, λ the codec's own.
 
     default ──search──► Δ, λ_q/Δ² ──design──► tables ──counts──► tables ──centroids──► tables
 
-All images decide on one or two numbers. Counts are taken over every second image, and the others, held out, decide
-whether tables made of thousands of them are kept.
+Every second image finds: the search looks at these alone, and counts are taken over them. The others, held out, decide
+what is kept of it all.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.quantizer_kinds import named
+from pipeline.quantizer_kinds import STEP_RANGE, named
 from pipeline.quantizers import design, quantize
 from pipeline.quantizers.compass import Point, descend
 from pipeline.quantizers.lloyd import midpoint_tables
 from pipeline.quantizers.refine import Residuals, refine
-from pipeline.quantizers.tables import STEP_RANGE, Settings, Tables
+from pipeline.quantizers.tables import Settings, Tables
 
 HALVINGS = 1
 QUICK_ROUNDS, QUICK_WEIGHT = 4, 16.0
-"""Tables of a try: midpoints, refined on the latents themselves. No higher in J than a whole design, within 0.2 %, and
-for a trellis in a third of its time (benchmarks/tuning.txt)."""
+"""Tables of a try: midpoints, refined on the latents themselves. No higher in J than a whole design, within 0.1 %, and
+in less than half of its time (benchmarks/tuning.txt)."""
 
 
 class Sample(NamedTuple):
@@ -57,7 +57,7 @@ class Measured(NamedTuple):
 
 
 class Try(NamedTuple):
-    """A look of the search, on all images."""
+    """A look of the search, on the images that find."""
 
     settings: Settings
     measured: Measured
@@ -70,8 +70,9 @@ class Tuned:
     Attributes:
         tables: the choice; their settings say which Δ and λ_q.
         kept: which of `held_out` they are.
-        held_out: J and its parts on the images that gave no counts: with the "default" settings, and "tuned", both with
-            designed tables; with "counts"; with "counts and centroids". The last two only where tables were refined.
+        held_out: J and its parts on the images that found nothing, the simplest first: with the "default" settings, and
+            "tuned" where the search left these, both with designed tables; where tables were refined also
+            "default with counts", "default with counts and centroids", and the same of "tuned".
     """
 
     tables: Tables
@@ -84,7 +85,7 @@ def search(start: Settings, samples: Sequence[Sample], lmbda: float) -> Generato
 
     Args:
         start: settings to search from; a λ_q of 0 stays 0.
-        samples: at least 2, as `choose` takes them.
+        samples: at least 2, as `choose` takes them; every second one, from the first on, is looked at.
         lmbda: λ of the codec.
 
     Raises:
@@ -92,19 +93,19 @@ def search(start: Settings, samples: Sequence[Sample], lmbda: float) -> Generato
     """
     if len(samples) < 2:
         raise ValueError(
-            f"tuning: expected at least 2 images, one to count on and one held out, found {len(samples)}"
+            f"tuning: expected at least 2 images, one to find by and one held out, found {len(samples)}"
         )
     if not 0 < lmbda < math.inf:
         raise ValueError(f"tuning: expected a finite λ above 0, found {lmbda}")
-    axes = _axes(start)
-    latents = [sample.latents for sample in samples]
+    axes, finding = _axes(start), samples[::2]
+    latents = [sample.latents for sample in finding]
     descent = descend([_WIDTHS[axis] for axis in axes], HALVINGS)
     point = next(descent)
     while True:
         settings = _at(start, axes, point)
         cost = math.inf
         if settings is not None:
-            measured = mean(measure(quick_tables(settings, latents), samples, lmbda))
+            measured = mean(measure(quick_tables(settings, latents), finding, lmbda))
             yield Try(settings, measured)
             cost = measured.cost
         try:
@@ -118,26 +119,25 @@ def search(start: Settings, samples: Sequence[Sample], lmbda: float) -> Generato
 def choose(
     start: Settings, found: Settings, samples: Sequence[Sample], lmbda: float, *, refining: bool = True
 ) -> Tuned:
-    """Tables for the settings that a search found, or for those it started from, if these are better after all.
+    """Of the settings that a search found and those it started from the tables that do best on images held out.
 
     Args:
-        samples: in an order that says nothing of their content; every second one is held out.
+        samples: in an order that says nothing of their content; every second one, from the second on, is held out.
         refining: also refine the tables by counts, and by centroids.
     """
     candidates = {"default": design(start)}
-    candidates["tuned"] = candidates["default"] if found == start else design(found)
-    on_all = {name: measure(tables, samples, lmbda) for name, tables in candidates.items()}
-    judged = {name: mean(rows[1::2]) for name, rows in on_all.items()}
-    kept = min(on_all, key=lambda name: mean(on_all[name]).cost)  # of equal ones the first
+    if found != start:
+        candidates["tuned"] = design(found)
     if refining:
-        latents = [sample.latents for sample in samples[::2]]
-        prior = candidates[kept]
-        candidates["counts"] = refine(prior, latents)
-        candidates["counts and centroids"] = refine(prior, latents, centroids=True)
-        for name in ("counts", "counts and centroids"):
-            judged[name] = mean(measure(candidates[name], samples[1::2], lmbda))
-            kept = min(kept, name, key=lambda name: judged[name].cost)
-    return Tuned(candidates[kept], kept, judged)
+        counted, designed = [sample.latents for sample in samples[::2]], list(candidates.items())
+        for refined, centroids in (("counts", False), ("counts and centroids", True)):
+            for name, prior in designed:
+                candidates[f"{name} with {refined}"] = refine(prior, counted, centroids=centroids)
+    held_out = {name: mean(measure(tables, samples[1::2], lmbda)) for name, tables in candidates.items()}
+    kept = min(
+        held_out, key=lambda name: held_out[name].cost
+    )  # of equal ones the first, which is the simplest
+    return Tuned(candidates[kept], kept, held_out)
 
 
 def measure(tables: Tables, samples: Sequence[Sample], lmbda: float) -> list[Measured]:
