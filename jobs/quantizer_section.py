@@ -26,7 +26,7 @@ class QuantizerSection(Section):
     trellis: Trellis | None = None
     context: Literal["quantizer", "state"] = "quantizer"  # what of a trellis selects the frequency table
     step: Annotated[float, Field(ge=STEP_RANGE[0], le=STEP_RANGE[1])] | None = None  # Δ, units of the latents
-    lmbda_q: Annotated[float, Field(ge=0, le=LMBDA_Q_MAX)] | None = None  # λ_q / Δ²: weight of a bit in the search
+    lmbda_q: Annotated[float, Field(ge=0, le=LMBDA_Q_MAX)] | None = None  # λ_q/Δ²: weight of a bit
     offset: Offset | list[Offset] | None = None  # of a deadzone: one number, or one a σ level
     centroids: bool = False  # decode to the centroids of the design instead of plain levels
     tune: bool = False  # search Δ, λ_q or offset, and refine the tables, for each codec

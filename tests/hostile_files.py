@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ import skimage.data
 import torch
 
 from pipeline.bitstream import Header, ImageCoder, container
+from pipeline.bitstream.codec_file import METADATA_KEY
 from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 from pipeline.quantizers import settings
@@ -48,6 +51,32 @@ def padded(codec_file: bytes) -> bytes:
     """The same with blanks behind its header, as safetensors allows: other bytes that mean the same."""
     end = 8 + int.from_bytes(codec_file[:8], "little")
     return (end - 8 + 64).to_bytes(8, "little") + codec_file[8:end] + b" " * 64 + codec_file[end:]
+
+
+def with_metadata(codec_file: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+    """The same arrays behind metadata that have been tampered with.
+
+    Args:
+        change: given the metadata's value; what is JSON in a string there is a string.
+    """
+    end = 8 + int.from_bytes(codec_file[:8], "little")
+    header = json.loads(codec_file[8:end])
+    metadata = json.loads(header["__metadata__"][METADATA_KEY])
+    change(metadata)
+    header["__metadata__"][METADATA_KEY] = json.dumps(metadata)
+    written = json.dumps(header).encode()
+    return len(written).to_bytes(8, "little") + written + codec_file[end:]
+
+
+def with_setting(codec_file: bytes, name: str, value: object) -> bytes:
+    """The same with another value for a setting of its quantizer."""
+
+    def change(metadata: dict[str, Any]) -> None:
+        tables = json.loads(metadata["tables"])
+        tables["settings"][name] = value
+        metadata["tables"] = json.dumps(tables)
+
+    return with_metadata(codec_file, change)
 
 
 def repaired(data: bytes) -> bytes:

@@ -10,13 +10,26 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hostile_files import mutated, photograph, repaired, small_codec, small_coder, stated_size, with_header
+from hostile_files import (
+    mutated,
+    photograph,
+    repaired,
+    small_codec,
+    small_coder,
+    stated_size,
+    with_header,
+    with_metadata,
+    with_setting,
+)
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from pipeline.bitstream import BitstreamError, Header, ImageCoder, container, parse
 from pipeline.coding import code, decode_latent, synthesise
+from pipeline.quantizer_kinds import LMBDA_Q_MAX
+from pipeline.quantizers import settings
+from pipeline.quantizers.lloyd import midpoint_tables
 
 KINDS = [("tcq", "state"), ("tcq", "quantizer"), ("urq", ""), ("rdoq", "")]
 
@@ -180,12 +193,63 @@ def test_other_files_are_no_codec_files() -> None:
     ):
         ImageCoder.from_bytes(newer)
     lacking = data.replace(b'\\\\\\"settings\\\\\\"', b'\\\\\\"settinks\\\\\\"', 1)
-    with pytest.raises(ValueError, match="damaged codec file: its metadata lack something: 'settings'"):
+    with pytest.raises(ValueError, match=r"tables: expected the settings \['context', .*, found None"):
         ImageCoder.from_bytes(lacking)
     length = int.from_bytes(data[:8], "little")
     renamed = data[: 8 + length].replace(b"tables.alphabet", b"tables.alphabit") + data[8 + length :]
     with pytest.raises(ValueError, match=r"tables: expected the arrays \['alphabet'"):
         ImageCoder.from_bytes(renamed)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("kind", [], r"quantizer kind: expected a name, found \[\]"),
+        ("kind", {}, r"quantizer kind: expected a name, found \{\}"),
+        ("kind", "vq", "quantizer kind: expected one of urq, .*, found 'vq'"),
+        ("kind", "urq", "kind 'urq' takes no `trellis`, found vvc8"),
+        ("trellis", None, "quantizer context state: expected a trellis of at most 8 states"),
+        ("trellis", [], r"quantizer trellis: expected a name or null, found \[\]"),
+        ("lmbda_q", 10**400, r"quantizer lmbda_q .*: expected 0 to 1000000.0, found 1000+\.\.\.0+$"),
+        ("lmbda_q", 1e308, "quantizer lmbda_q .*: expected 0 to 1000000.0, found 1e[+]308"),
+        ("lmbda_q", True, "quantizer lmbda_q: expected a number, found True"),
+        ("step", True, "quantizer step: expected a number, found True"),
+        ("step", "1", "quantizer step: expected a number, found '1'"),
+        ("context", [], r"quantizer context: expected a name, found \[\]"),
+        ("offset", 0.5, "quantizer offset: expected a list of numbers, found 0.5"),
+        ("offset", [False], "quantizer offset: expected numbers, found False"),
+        ("offset", [0.3], "kind 'tcq' takes no `offset`"),
+    ],
+)
+def test_codec_files_with_impossible_settings_are_refused(name: str, value: object, message: str) -> None:
+    """When they are read, not when the first image is encoded."""
+    with pytest.raises(ValueError, match=message):
+        ImageCoder.from_bytes(with_setting(small_coder().to_bytes(), name, value))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("tables", "[" * 100_000, r"tables: expected version and settings in JSON, found '\[\[\["),
+        ("tables", "[]", r"tables: expected version and settings in JSON, found '\[\]'"),
+        ("tables", '{"version": 2.0}', "tables: expected format version 2, found 2.0"),
+        ("codec", "[" * 100_000, "not a codec checkpoint: "),
+        ("version", True, "expected a codec file of version 1, found True"),
+    ],
+)
+def test_codec_files_with_other_metadata_are_refused(part: str, value: object, message: str) -> None:
+    data = with_metadata(small_coder().to_bytes(), lambda metadata: metadata.update({part: value}))
+    with pytest.raises(ValueError, match=message):
+        ImageCoder.from_bytes(data)
+
+
+@pytest.mark.parametrize(("kind", "step"), [("tcq", 64.0), ("tcq", 0.05), ("rdoq", 64.0), ("rdoq", 0.05)])
+def test_the_largest_weight_of_a_bit_still_encodes(kind: str, step: float) -> None:
+    chosen = settings(kind, step=step, lmbda_q=LMBDA_Q_MAX)
+    coder, pixels = ImageCoder(small_codec(), midpoint_tables(chosen)), photograph(70, 40)
+    coded = code(coder.codec, coder.tables, pixels)
+    found = coder.decode_indices(coder.encode_indices(coded, 70, 40))
+    assert np.array_equal(found.latent, coded.latent)
 
 
 # Tampering

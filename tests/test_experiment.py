@@ -83,6 +83,7 @@ def test_set_overrides_values_and_paths_are_relative_to_the_current_folder(
         ("evaluate.metrics=[psnr, psnr]", r"evaluate\.metrics: expected each value once"),
         ("quantizers.urq.step=0.04", r"quantizers\.urq\.step: .*or equal to 0\.05 \(found 0\.04\)"),
         ("quantizers.urq.step=65", r"quantizers\.urq\.step: .*or equal to 64 \(found 65\)"),
+        ("quantizers.tcq8.lmbda_q=2000000.0", r"lmbda_q: .*less than or equal to 1000000 \(found 2000000"),
         ("quantizers.tcq8.lmbda_q=.inf", r"quantizers\.tcq8\.lmbda_q: .*finite number \(found inf\)"),
         ("quantizers.a b.kind=urq", r"quantizers: expected a name of letters, .*\(found 'a b'\)"),
         ("arms.-a.parts=none", r"arms: expected a name .* begins with a letter or a digit \(found '-a'\)"),

@@ -7,6 +7,7 @@ the metadata of both. Equal codecs with equal tables give equal bytes.
 from __future__ import annotations
 
 import json
+import reprlib
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -54,9 +55,9 @@ def split(data: bytes) -> tuple[Codec, Tables]:
         raise ValueError(
             f"not a codec file: expected codec and tables in one, found {kind}; {ADVICE}"
         ) from error
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:  # JSON's true equals 1
         raise ValueError(
-            f"expected a codec file of version {FORMAT_VERSION}, found {version!r}: use a matching release"
+            f"expected a codec file of version {FORMAT_VERSION}, found {reprlib.repr(version)}: use a matching release"
         )
     arrays = {name.removeprefix(PREFIX): leaf for name, leaf in leaves.items() if name.startswith(PREFIX)}
     network = {name: leaf for name, leaf in leaves.items() if not name.startswith(PREFIX)}
@@ -64,7 +65,7 @@ def split(data: bytes) -> tuple[Codec, Tables]:
     tables = safetensors.torch.save(arrays, {_KEYS["tables"]: parts["tables"]})
     try:
         return Codec.from_bytes(checkpoint), Tables.from_bytes(tables)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"damaged codec file: its metadata lack something: {error}; {ADVICE}") from error
 
 

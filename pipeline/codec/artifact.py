@@ -261,7 +261,7 @@ def _read_metadata(data: bytes) -> dict[str, Any]:
         raise ValueError(
             "not a codec checkpoint: expected safetensors with `retrellis` metadata; import foreign ones"
         ) from error
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:  # JSON's true equals 1
         raise ValueError(
             f"expected a codec of format version {FORMAT_VERSION}, found {version!r}: use a matching release"
         )

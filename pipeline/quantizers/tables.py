@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import reprlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,21 +20,25 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from pipeline.frequencies import TOTAL
+from pipeline.quantizer_kinds import LMBDA_Q_MAX, STATE_CONTEXTS, STEP_RANGE, check
 from pipeline.quantizers.trellis import SCALAR, TRELLISES, Trellis
 from pipeline.sigma import SIGMA_LEVELS
 
 MAX_INDEX = 32766
 """Largest |k|. Searches saturate here, so int16's minimum, the fill value of latent stores, is never an index."""
-STEP_RANGE = (0.05, 64.0)
-"""Steps in latent units; at the least one, 6σ of the widest level still lies within MAX_INDEX."""
 MAX_ALPHABET = 2047
 """Bound of K: more symbols would leave too little of the 2**16 for the likely ones."""
 
-MAX_STATE_CONTEXTS = 8
-"""More states would leave too few samples to each table."""
-
 METADATA_KEY = "retrellis.tables"
 FORMAT_VERSION = 2
+_SETTING_TYPES: dict[str, tuple[Any, str]] = {  # and what a message calls them
+    "kind": (str, "a name"),
+    "trellis": (str | None, "a name or null"),
+    "step": (float | int, "a number"),
+    "lmbda_q": (float | int, "a number"),
+    "context": (str, "a name"),
+    "offset": (tuple, "a list of numbers"),
+}
 _DTYPES = {
     "alphabet": np.dtype(np.int32),
     "frequencies": np.dtype(np.uint16),
@@ -55,7 +59,7 @@ class Settings:
         offset: a deadzone quantizer's rounding offset, k = ⌊|r|/Δ + offset⌋: one number, or one a σ level.
 
     Raises:
-        ValueError: if a value is impossible.
+        ValueError: if a value is impossible, or the kind has no use for it.
     """
 
     kind: str
@@ -66,6 +70,10 @@ class Settings:
     offset: tuple[float, ...] = (0.5,)
 
     def __post_init__(self) -> None:
+        for name, (kind, words) in _SETTING_TYPES.items():
+            _check_type(name, getattr(self, name), kind, words)
+        for number in self.offset:
+            _check_type("offset", number, float | int, "numbers")
         if self.trellis is not None and self.trellis not in TRELLISES:
             raise ValueError(
                 f"quantizer trellis: expected one of {', '.join(TRELLISES)}, found {self.trellis!r}"
@@ -73,21 +81,23 @@ class Settings:
         low, high = STEP_RANGE
         if not low <= self.step <= high:  # also refuses NaN
             raise ValueError(f"quantizer step Δ: expected {low} to {high} (latent units), found {self.step}")
-        if not 0 <= self.lmbda_q < math.inf:
+        if not 0 <= self.lmbda_q <= LMBDA_Q_MAX:
             raise ValueError(
-                f"quantizer lmbda_q (λ_q/Δ²): expected a finite number, at least 0, found {self.lmbda_q}"
+                f"quantizer lmbda_q (λ_q/Δ²): expected 0 to {LMBDA_Q_MAX}, found {reprlib.repr(self.lmbda_q)}"
             )
         if self.context not in ("quantizer", "state"):
             raise ValueError(f"quantizer context: expected quantizer or state, found {self.context!r}")
-        if self.context == "state" and (self.trellis is None or self.machine.states > MAX_STATE_CONTEXTS):
+        if self.context == "state" and self.trellis not in STATE_CONTEXTS:
             raise ValueError(
-                f"quantizer context state: expected a trellis of at most {MAX_STATE_CONTEXTS} states, each of which "
-                f"gets tables of its own, found trellis {self.trellis}"
+                "quantizer context state: expected a trellis of at most 8 states, each of which gets tables of its "
+                f"own, found trellis {self.trellis}"
             )
         if len(self.offset) not in (1, SIGMA_LEVELS) or not all(0 <= o <= 0.5 for o in self.offset):
             raise ValueError(
                 f"quantizer offset: expected 1 or {SIGMA_LEVELS} numbers from 0 to 0.5, found {self.offset}"
             )
+        offset = None if self.offset == (0.5,) else self.offset
+        check(self.kind, {"trellis": self.trellis, "lmbda_q": self.lmbda_q, "offset": offset})
 
     @property
     def machine(self) -> Trellis:
@@ -236,6 +246,12 @@ class Tables:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
 
+def _check_type(name: str, found: object, kind: Any, words: str) -> None:
+    """A file's JSON can hold anything anywhere, and its `true` is an int to Python."""
+    if not isinstance(found, kind) or isinstance(found, bool):
+        raise ValueError(f"quantizer {name}: expected {words}, found {reprlib.repr(found)}")
+
+
 def _starts(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
@@ -266,13 +282,22 @@ def _parse_settings(metadata: dict[str, str]) -> Settings:
         raise ValueError(
             f"tables: expected metadata {METADATA_KEY!r}, found {sorted(metadata)}; not a table file"
         )
-    header = json.loads(metadata[METADATA_KEY])
-    if header.get("version") != FORMAT_VERSION:
+    text = metadata[METADATA_KEY]
+    try:
+        header = json.loads(text)
+        version, given = header.get("version"), header.get("settings")
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"tables: expected format version {FORMAT_VERSION}, found {header.get('version')}; "
+            f"tables: expected version and settings in JSON, found {reprlib.repr(text)}"
+        ) from error
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ValueError(
+            f"tables: expected format version {FORMAT_VERSION}, found {reprlib.repr(version)}; "
             "read it with the release that wrote it"
         )
-    names = {field.name for field in fields(Settings)}
-    if set(header["settings"]) != names:
-        raise ValueError(f"tables: expected the settings {sorted(names)}, found {sorted(header['settings'])}")
-    return Settings(**header["settings"] | {"offset": tuple(header["settings"]["offset"])})
+    names = sorted(_SETTING_TYPES)
+    if not isinstance(given, dict) or sorted(given) != names:
+        found = sorted(given) if isinstance(given, dict) else given
+        raise ValueError(f"tables: expected the settings {names}, found {reprlib.repr(found)}")
+    offset = given["offset"]
+    return Settings(**given | {"offset": tuple(offset) if isinstance(offset, list) else offset})
