@@ -1,4 +1,4 @@
-"""g_a and g_s in bands are the networks: every row; at these sizes the same for any number of threads and images."""
+"""g_a and g_s in bands are the networks: every row; threads and batches change no more than rounding."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_strips_of_a_norm_are_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(inference.analyse(made.g_a, image), whole, rtol=1e-6, atol=1e-6)
 
 
-def test_threads_and_batches_do_not_matter() -> None:
+def test_threads_and_batches_change_no_more_than_rounding() -> None:
     made, images = network(), torch.rand(8, 3, 192, 128, generator=torch.Generator().manual_seed(3))
     threads, found = torch.get_num_threads(), []
     try:
@@ -52,4 +52,5 @@ def test_threads_and_batches_do_not_matter() -> None:
         torch.set_num_threads(threads)
     torch.testing.assert_close(found[0][1], made.h_a(found[0][0]), rtol=1e-5, atol=1e-5)
     for other in found[1:]:
-        assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
+        for one, again in zip(found[0], other, strict=True):
+            torch.testing.assert_close(one, again, rtol=1e-5, atol=1e-5)
