@@ -133,18 +133,19 @@ def _find(workspace: Workspace, codec: str, quantizer: str | None) -> tuple[str,
     """The blobs of the one pair of codec and tables, among those evaluated, that is meant."""
     records = workspace.records.load("results")
     blobs = {o["digest"]: o["blob"] for r in records.values() for o in r["outputs"].values() if "blob" in o}
-    pairs: dict[tuple[str, str], str] = {}
+    names: dict[tuple[str, str], set[str]] = {}  # of the quantizer, in each experiment its own
     for record in records.values():
         reads = record["reads"]
         if record["stage"] == "evaluate" and reads["codec"].startswith(codec):
-            pairs[reads["codec"], reads["tables"]] = record["axes"]["quantizer"]
-    found = [pair for pair, name in pairs.items() if quantizer in (None, name)]
+            names.setdefault((reads["codec"], reads["tables"]), set()).add(record["axes"]["quantizer"])
+    found = [pair for pair, known in names.items() if quantizer is None or quantizer in known]
     if len(found) != 1:
-        choice = ", ".join(f"{pair[0][:12]} with quantizer {name}" for pair, name in pairs.items()) or "none"
+        choices = [f"{pair[0][:12]} with quantizer {' or '.join(sorted(n))}" for pair, n in names.items()]
         raise ValueError(
             f"expected one evaluated codec whose digest begins with {codec}"
             + (f", with quantizer {quantizer}" if quantizer else "")
-            + f", found {len(found)} in {workspace.root}; there are: {choice}; give more digits or --quantizer"
+            + f", found {len(found)} in {workspace.root}; there are: {', '.join(choices) or 'none'}; "
+            "give more digits or --quantizer"
         )
     chosen = found[0]
     return blobs[chosen[0]], blobs[chosen[1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -277,3 +278,19 @@ def test_a_codec_of_a_workspace(reference: Lab, folder: Path, retrellis: Command
     assert "there are: none;" in retrellis(*encode, "123456789", *there)[2]
     retrellis("export", digest[:12], folder / "paper.pth", *there)
     assert read_codec((folder / "paper.pth").read_bytes()).network.N == 8
+
+
+def test_a_quantizer_that_two_experiments_name_differently(
+    reference: Lab, folder: Path, retrellis: Command
+) -> None:
+    """One codec, the same tables, two names: either finds them, and without a name they are one choice."""
+    lab = reference.copy(folder / "workspace")
+    record = lab.record("evaluate", quantizer="tcq4", arm="paper")
+    renamed = {**record, "axes": {**record["axes"], "quantizer": "eight"}}
+    results = folder / "workspace" / "records" / "results" / "evaluate"
+    (results / f"{'0' * 64}.json").write_text(json.dumps(renamed))
+    export = ("export", record["reads"]["codec"][:12], folder / "out.safetensors", "--workspace", lab.root)
+    for name in ("tcq4", "eight"):
+        assert retrellis(*export, "--quantizer", name)[0] == 0
+    assert retrellis(*export)[0] == 0
+    assert "with quantizer eight or tcq4;" in retrellis(*export, "--quantizer", "other")[2]
