@@ -31,8 +31,16 @@ def _escape_bits() -> npt.NDArray[np.float64]:
 
 @lru_cache(maxsize=8)
 def _lattice(settings: Settings) -> npt.NDArray[np.float32]:
-    """Plain levels, float32 [Q, 32767], by |k|."""
-    return settings.lattice(np.arange(MAX_INDEX + 1)).astype(np.float32)
+    """Plain levels of each context, float32 [C, 32767], by |k|."""
+    return settings.lattice(np.arange(MAX_INDEX + 1)).astype(np.float32)[settings.context_quantizers]
+
+
+@lru_cache(maxsize=8)
+def _rows(tables: Tables) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where the frequencies of a σ level and context begin, and the points of its quantizer; both int64 [L, C]."""
+    chosen, K = tables.settings, tables.alphabet[:, None].astype(np.int64)
+    frequencies = tables.frequency_start[:-1, None] + np.arange(chosen.contexts) * (2 * K + 2)
+    return frequencies, tables.reconstruction_start[:-1, None] + chosen.context_quantizers * (K + 1)
 
 
 def contexts(indices_CT: npt.NDArray[np.int32], tables: Tables) -> npt.NDArray[np.uint8]:
@@ -88,10 +96,9 @@ def reconstruct(
     """The level r̂ of each index in latent units, float32 of the arguments' shape. Raises as `code_bits` does."""
     _check(tables, sigma_index, contexts, indices)
     levels = np.empty(indices.shape, np.float32)
-    start, lattice = tables.reconstruction_start, _lattice(tables.settings)
-    quantizers = tables.settings.context_quantizers[contexts.ravel()]
-    inputs = (plain(sigma_index.ravel()), plain(quantizers), plain(indices.ravel()))
-    fill_levels(*inputs, tables.alphabet, start, tables.reconstruction, lattice, levels.reshape(-1))
+    rows, lattice = _rows(tables)[1], _lattice(tables.settings)
+    inputs = (plain(sigma_index.ravel()), plain(contexts.ravel()), plain(indices.ravel()))
+    fill_levels(*inputs, tables.alphabet, rows, tables.reconstruction, lattice, levels.reshape(-1))
     return levels
 
 
@@ -128,7 +135,7 @@ def _check(tables: Tables, sigma_index: Any, contexts: Any, indices: Any) -> Non
 
 def _bits_of(tables: Tables, sigma_index: Any, contexts: Any, indices: Any, bits: Any) -> Any:
     _check(tables, sigma_index, contexts, indices)
-    start, symbol_bits = tables.frequency_start, _bits(tables)
+    rows, symbol_bits = _rows(tables)[0], _bits(tables)
     inputs = (plain(sigma_index.ravel()), plain(contexts.ravel()), plain(indices.ravel()))
-    fill_bits(*inputs, tables.alphabet, start, symbol_bits, _escape_bits(), bits.reshape(-1))
+    fill_bits(*inputs, tables.alphabet, rows, symbol_bits, _escape_bits(), bits.reshape(-1))
     return bits
