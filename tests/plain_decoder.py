@@ -300,7 +300,7 @@ def dequantized(
 
 
 def picture(codec: CodecFile, latent: Array) -> Array:
-    """g_s in float64, as uint8 (64u, 64v, 3); other arithmetic may differ by one level."""
+    """g_s in float64, as uint8 (64u, 64v, 3); for photographs other arithmetic differs by one level at most."""
     x = latent.astype(np.float64)
     for layer in range(0, 7, 2):
         weight, bias = (

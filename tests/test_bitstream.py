@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,24 @@ def test_an_image_that_no_decoder_would_take_is_not_encoded() -> None:
         match=r"66 × 65 pixels, padded to 128 × 128, are more than the limit of 8192; .*raise max_pixels",
     ):
         coder.encode(photograph(65, 66))
+
+
+def test_indices_that_no_file_can_carry_are_refused() -> None:
+    coder, coded = small_coder(), code(small_codec(), small_coder().tables, photograph(70, 40))
+
+    def told(height: int = 70, **changes: object) -> str:
+        with pytest.raises(ValueError, match="expected .* found ") as error:
+            coder.encode_indices(replace(coded, **changes), height, 40)
+        return str(error.value)
+
+    assert told(height=200) == (
+        "expected hyper indices (8, 4, 1) and indices (12, 16, 4), found (8, 2, 1) and (12, 8, 4)"
+    )
+    assert told(indices=coded.indices + 40_000).startswith("indices: expected |k| ≤ 32766, found ")
+    assert told(indices=coded.indices.astype(np.int16)) == "indices: expected int32, found int16"
+    assert told(sigma_index=coded.sigma_index | 64).startswith("σ indices: expected at most 63, found ")
+    hyper_indices = np.full_like(coded.hyper_indices, -(1 << 15))
+    assert told(hyper_indices=hyper_indices) == "hyper indices: expected |n| ≤ 4095, found -32768 to -32768"
 
 
 # The header

@@ -36,6 +36,7 @@ from pipeline.codec.artifact import Codec
 from pipeline.codec.integer_synthesis import HYPER_LIMIT
 from pipeline.coding import CodedImage, code, synthesise
 from pipeline.quantizers import Tables, contexts, dequantize
+from pipeline.quantizers.lookup import check_indices, check_sigma_index
 from pipeline.quantizers.tables import MAX_INDEX
 
 Pixels = npt.NDArray[np.uint8]
@@ -63,7 +64,12 @@ class DecodedIndices:
 
 
 class ImageCoder:
-    """A codec with a quantizer's tables. Safe to share between threads."""
+    """A codec with a quantizer's tables.
+
+    Threads may share one; files and indices come out the same. Analysis and synthesis set flags of PyTorch's for the
+    whole process while they run (`strict_float32`: those of cuDNN, which concern GPUs only): when calls overlap, what
+    else the process computes on a GPU may find them set, also afterwards.
+    """
 
     def __init__(self, codec: Codec, tables: Tables, max_pixels: int = MAX_PIXELS) -> None:
         """Pair them.
@@ -120,7 +126,11 @@ class ImageCoder:
 
         Args:
             height, width: of the image before padding.
+
+        Raises:
+            ValueError: indices that no file of this size can carry, or too many pixels.
         """
+        self._check(coded, *self._cells(height, width))
         indices_CT = _flat(coded.indices)
         hyper_NT = _flat(coded.hyper_indices).astype(np.int32)
         hyper = encode_stream(
@@ -151,7 +161,8 @@ class ImageCoder:
 
         Raises:
             BitstreamError (a ValueError): not such a file, damaged, of another version or codec, or too large; what was
-                expected and found. Nothing of the image's size is allocated before its hyper stream proved whole.
+                expected and found. Until the hyper stream has proved whole, only its own indices are allocated, 1/4096
+                of the padded pixels times N; latents are after that.
         """
         header, hyper_stream, latent_stream = container.parse(data)
         if header.codec != self._mark:
@@ -179,6 +190,21 @@ class ImageCoder:
     @property
     def _mark(self) -> bytes:
         return bytes.fromhex(self.digest)[:DIGEST_BYTES]
+
+    def _check(self, coded: CodedImage, rows: int, columns: int) -> None:
+        """Compiled loops check no bounds. Raises ValueError."""
+        network = self.codec.network
+        expected = (network.N, rows, columns), (network.M, 4 * rows, 4 * columns)
+        found = coded.hyper_indices.shape, coded.indices.shape
+        if found != expected:
+            raise ValueError(
+                f"expected hyper indices {expected[0]} and indices {expected[1]}, found {found[0]} and {found[1]}"
+            )
+        check_indices(coded.indices)
+        check_sigma_index(coded.sigma_index, coded.indices.shape)
+        least, most = int(coded.hyper_indices.min()), int(coded.hyper_indices.max())
+        if max(-least, most) > HYPER_LIMIT:
+            raise ValueError(f"hyper indices: expected |n| ≤ {HYPER_LIMIT}, found {least} to {most}")
 
     def _cells(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of hyper latents, one a stride.
