@@ -6,6 +6,7 @@ Latents of a folder's images by the 8-state trellis; which of a σ level's table
 trellis, on the indices before it. An encoder knows them all. A decoder learns them as it goes, so a library that takes
 arrays can be asked for the 32 lanes of one position at a time and no more. What each is given, as its best use:
 
+    ours                   two interleaved coders, as in our files; beside it one, and four
     constriction, family   `Categorical`, a row of probabilities for each of the 32 lanes, gathered by NumPy
     constriction, models   one prepared model for each row of the tables, called symbol by symbol
     CompressAI             `encode_with_indexes`; `decode_stream` with the 32 rows of a position; its lists made before
@@ -33,6 +34,7 @@ from machine import alternately, machine
 from peers import compressai
 
 from jobs.import_codec import read_codec
+from pipeline.bitstream.coder import LATENT_CODERS
 from pipeline.bitstream.rans import Machine, decode_stream, encode_stream, latent_model
 from pipeline.coding import code
 from pipeline.frequencies import TOTAL
@@ -42,7 +44,6 @@ from pipeline.quantizers.tables import MAX_INDEX
 from pipeline.quantizers.trellis import LANES
 from pipeline.sigma import SIGMA_LEVELS
 
-CODERS = 2  # interleaved ones, as in our files
 CHUNK = 32  # positions that constriction encodes in one call
 AnsCoder = constriction.stream.stack.AnsCoder
 Categorical = constriction.stream.model.Categorical
@@ -74,12 +75,12 @@ def photographs(checkpoint: str, folder: str, images: int, tables: Tables) -> li
     return found
 
 
-def ours(tables: Tables) -> Coder:
+def ours(tables: Tables, interleaved: int) -> Coder:
     model, trellis = latent_model(tables), Machine.of(tables.settings)
     return Coder(
-        lambda latents: encode_stream(latents.indices, latents.contexts, latents.levels, model, CODERS),
+        lambda latents: encode_stream(latents.indices, latents.contexts, latents.levels, model, interleaved),
         lambda data, latents: decode_stream(
-            data, latents.levels, model, trellis, limit=MAX_INDEX, coders=CODERS
+            data, latents.levels, model, trellis, limit=MAX_INDEX, coders=interleaved
         ),
     )
 
@@ -231,7 +232,8 @@ def compare(context: str, checkpoint: str, folder: str, runs: int, images: int) 
     latents = photographs(checkpoint, folder, images, tables)
     theirs = CompressAI(tables)
     coders = {
-        "ours": ours(tables),
+        "ours": ours(tables, LATENT_CODERS),
+        **{f"ours, {count} interleaved": ours(tables, count) for count in (1, 4)},
         "constriction, family": constriction_family(tables),
         "constriction, models": constriction_models(tables),
         "CompressAI": Coder(theirs.encode, theirs.decode),

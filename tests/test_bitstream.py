@@ -93,7 +93,7 @@ def test_indices_that_no_file_can_carry_are_refused() -> None:
     coder, coded = small_coder(), code(small_codec(), small_coder().tables, photograph(70, 40))
 
     def told(height: int = 70, **changes: object) -> str:
-        with pytest.raises(ValueError, match="expected .* found ") as error:
+        with pytest.raises(ValueError, match=r"expected .* found ") as error:
             coder.encode_indices(replace(coded, **changes), height, 40)
         return str(error.value)
 

@@ -2,8 +2,8 @@
 
 A coder's state x lies in [2^24, 2^40) between symbols; a symbol of frequency f out of 2^16 multiplies it by about
 2^16 / f on the way in and divides it on the way out, and words move what does not fit (Duda, arXiv 1311.2540; several
-states in turn: Giesen, arXiv 1402.3392). A state has 8 to 24 bits
-more than a frequency, so that rounding x / f down loses little.
+states in turn: Giesen, arXiv 1402.3392). A state has 8 to 24 bits more than a frequency, so that rounding x / f down
+loses little.
 
 Order of symbols: blocks of 32 channels, in a block position by position, at a position channel by channel. So
 neighbours belong to different lanes of the trellis and to different coders, and the CPU works on several at once.
