@@ -3,27 +3,27 @@
     PYTHONPATH=tests python benchmarks/fuzz.py [FILES]
 
 10,000 files unless told otherwise: bits flipped, bytes cut off, inserted, removed, lengths and sizes that lie, other
-versions, random streams; every second one with its checksum repaired. Each has to give a `BitstreamError` or an image
-of the size that its header states; anything else ends this program with a traceback. A small codec keeps it to minutes.
+versions, random streams; every second one with its checksum repaired. They are made in turn from small files of every
+kind of quantizer and from a large one. Each has to give a `BitstreamError` or an image of the size that its header
+states; anything else ends this program with a traceback. A small codec keeps it to minutes.
 """
 
 from __future__ import annotations
 
-import platform
 import resource
 import sys
 import time
 from collections import Counter
-from pathlib import Path
+from itertools import product
 
-import numba
-import numpy as np
 import torch
-from hostile_files import mutated, photograph, small_coder, stated_size
+from hostile_files import CODERS, mutated, photograph, stated_size
+from machine import machine
 
-from pipeline.bitstream import BitstreamError
+from pipeline.bitstream import BitstreamError, ImageCoder
 
 SIZES = ((100, 150), (64, 64), (1, 1), (200, 40))
+LARGE = "tcq, vvc8 by state", (1000, 1500)
 SUBJECTS = {  # words of a message, and what it is about; the first that is found counts
     "hyper stream": "refused: hyper stream",
     "latent stream": "refused: latent stream",
@@ -38,38 +38,38 @@ SUBJECTS = {  # words of a message, and what it is about; the first that is foun
 }
 
 
-def outcome(data: bytes) -> str:
+def outcome(coder: ImageCoder, data: bytes) -> str:
     try:
-        pixels = small_coder("urq").decode(data)
+        pixels = coder.decode(data)
     except BitstreamError as error:
         return next(name for words, name in SUBJECTS.items() if words in str(error))
     assert pixels.shape == (*stated_size(data), 3)
     return "decoded to the stated size"
 
 
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-
-
 def main(count: int = 10_000) -> None:
     torch.set_num_threads(1)
-    files = [small_coder("urq").encode(photograph(*size)) for size in SIZES]
-    assert [outcome(file) for file in files] == ["decoded to the stated size"] * len(files)
+    cases = [*product(CODERS, SIZES), LARGE]
+    coders = [CODERS[name]() for name, _ in cases]
+    files = [coder.encode(photograph(*size)) for coder, (_, size) in zip(coders, cases, strict=True)]
+    assert {*map(outcome, coders, files)} == {"decoded to the stated size"}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     counts: Counter[tuple[str, bool, str]] = Counter()
     slowest, slowest_kind = 0.0, ""
     began = time.perf_counter()
     for seed in range(count):
-        kind, data = mutated(files[(seed >> 4) % len(files)], seed)
+        case = (seed >> 4) % len(files)
+        kind, data = mutated(files[case], seed)
         start = time.perf_counter()
-        name = outcome(data)
+        name = outcome(coders[case], data)
         if (taken := time.perf_counter() - start) > slowest:
             slowest, slowest_kind = taken, f"{kind}: {name}"
         counts[kind.partition(",")[0], "repaired" in kind, name] += 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    versions = f"torch {torch.__version__}, numpy {np.__version__}, numba {numba.__version__}"
-    print(f"{cpu()}, Python {platform.python_version()}, {versions}\n")
+    sizes = ", ".join(f"{width} × {height}" for height, width in SIZES)
+    print(machine("torch", "numpy", "numba"))
+    print(f"made from files of {'; '.join(CODERS)}, each of {sizes} pixels,")
+    print(f"and from one of {LARGE[0]}, {LARGE[1][1]} × {LARGE[1][0]} pixels, {len(files[-1]):,} bytes\n")
     print(f"{count:,} files in {time.perf_counter() - began:.0f} s, no crash, no hang, no other exception")
     print(f"slowest {slowest * 1e3:.0f} ms ({slowest_kind})")
     print(f"peak memory {grown / 1024:.0f} MiB above that of decoding the files themselves\n")

@@ -6,7 +6,7 @@ import json
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -36,15 +36,28 @@ def small_codec(seed: int = 0) -> Codec:
 
 
 @cache
-def small_coder(kind: str = "tcq", context: str = "state", seed: int = 0) -> ImageCoder:
+def small_coder(
+    kind: str = "tcq", context: str = "state", seed: int = 0, trellis: str | None = None
+) -> ImageCoder:
     """Its coder."""
-    chosen = settings(kind, context=context) if kind == "tcq" else settings(kind)
+    chosen = settings(kind, trellis, context=context) if kind == "tcq" else settings(kind)
     return ImageCoder(small_codec(seed), midpoint_tables(chosen))
 
 
+CODERS: dict[str, Callable[[], ImageCoder]] = {
+    **{kind: partial(small_coder, kind) for kind in ("urq", "deadzone", "rdoq")},
+    "tcq, vvc8 by quantizer": partial(small_coder, context="quantizer"),
+    "tcq, vvc8 by state": small_coder,
+    "tcq, ungerboeck32": partial(small_coder, context="quantizer", trellis="ungerboeck32"),
+}
+"""One of each kind, and of the ways a trellis selects tables."""
+
+
 def photograph(height: int, width: int) -> npt.NDArray[np.uint8]:
-    """The upper left corner of one."""
-    return np.ascontiguousarray(skimage.data.astronaut()[:height, :width])
+    """The upper left corner of one; beyond its 512 pixels it is mirrored."""
+    image = skimage.data.astronaut()
+    beyond = [(0, max(0, wanted - side)) for wanted, side in zip((height, width), image.shape, strict=False)]
+    return np.ascontiguousarray(np.pad(image, [*beyond, (0, 0)], "symmetric")[:height, :width])
 
 
 def padded(codec_file: bytes) -> bytes:
