@@ -31,8 +31,8 @@ RAY_VARIABLES = {
 WORKER_VARIABLES = {
     # spinning threads cost two thirds on a busy machine
     "OMP_WAIT_POLICY": "passive",
-    # Tensors lie in huge pages, kept for the next ones instead of being given back to the system and zeroed again: 1.3
-    # times as many steps of training a second (benchmarks/training_step.txt). Only glibc reads it.
+    # Tensors lie in huge pages that are kept for the next ones, not given back to the system and zeroed again: 1.3 times
+    # as many steps of training a second (benchmarks/training_step.txt). Only glibc reads it.
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"
     f":glibc.malloc.mmap_threshold={KEPT_BYTES}:glibc.malloc.trim_threshold={KEPT_BYTES}",
 }
