@@ -22,21 +22,7 @@ Message = TypeVar("Message")
 Result = TypeVar("Result")
 
 OBJECT_STORE_BYTES = 200 * 2**20  # embedded: only names and numbers travel
-KEPT_BYTES = 4 * 2**30  # of freed memory, by a worker while it lives
 LOST_WORKER_RETRIES = 3
-RAY_VARIABLES = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about num_gpus=0
-}
-WORKER_VARIABLES = {
-    # spinning threads cost two thirds on a busy machine
-    "OMP_WAIT_POLICY": "passive",
-    # Tensors lie in huge pages that are kept for the next ones, not given back to the system and zeroed again: 1.3 times
-    # as many steps of training a second (benchmarks/training_step.txt). Only glibc reads it.
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"
-    f":glibc.malloc.mmap_threshold={KEPT_BYTES}:glibc.malloc.trim_threshold={KEPT_BYTES}",
-}
-"""What workers inherit, unless the user has set it; `ray_cluster.yaml` has the same."""
 PACKAGES = Path(__file__).resolve().parents[1]  # the folder that holds jobs/, pipeline/ and storage/
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -226,8 +212,9 @@ def _connect(address: str) -> tuple[Any, bool]:
 
     When this process is killed, its embedded Ray ends within seconds, but for two idle agents that take a minute.
     """
-    for name, value in {**RAY_VARIABLES, **WORKER_VARIABLES}.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about num_gpus=0
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads cost two thirds on a busy machine
     import ray
 
     if ray.is_initialized():
