@@ -14,6 +14,7 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
 FOLDER = Path(__file__).parent
@@ -186,6 +187,13 @@ def legend(d: Drawing) -> None:
         d.text(x + 0.27, 0.2, words, 8.6, color=d.theme.faint, ha="left")
 
 
+def save(figure: Figure, theme: Theme, name: str) -> None:
+    """Write a picture under the name it has in this theme, and forget it."""
+    file = FOLDER / theme.file.replace("method", name)
+    figure.savefig(file, dpi=DOTS_PER_INCH, facecolor=theme.background)
+    plt.close(figure)
+
+
 def draw(theme: Theme) -> None:
     """One picture."""
     figure = plt.figure(figsize=SIZE, facecolor=theme.background)
@@ -196,8 +204,7 @@ def draw(theme: Theme) -> None:
     stages(drawing)
     signal_flow(drawing)
     legend(drawing)
-    figure.savefig(FOLDER / theme.file, dpi=DOTS_PER_INCH, facecolor=theme.background)
-    plt.close(figure)
+    save(figure, theme, "method")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import itertools
 
-from make import DARK, DOTS_PER_INCH, FOLDER, LIGHT, Theme
+from make import DARK, FOLDER, LIGHT, Theme, save
 from matplotlib import colormaps
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -77,9 +77,7 @@ def draw(theme: Theme) -> None:
         labelcolor=theme.ink,
     )
     figure.tight_layout(rect=(0, 0, 0.875, 1))
-    name = theme.file.replace("method", "rate-distortion")
-    figure.savefig(FOLDER / name, dpi=DOTS_PER_INCH, facecolor=theme.background)
-    plt.close(figure)
+    save(figure, theme, "rate-distortion")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from make import DARK, DOTS_PER_INCH, FOLDER, LIGHT, Theme
+from make import DARK, LIGHT, Theme, save
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
@@ -108,9 +108,7 @@ def draw(theme: Theme) -> None:
         axes.axis("off")
     levels(upper, theme)
     trellis(lower, theme)
-    name = theme.file.replace("method", "trellis")
-    figure.savefig(FOLDER / name, dpi=DOTS_PER_INCH, facecolor=theme.background)
-    plt.close(figure)
+    save(figure, theme, "trellis")
 
 
 if __name__ == "__main__":

@@ -99,9 +99,8 @@ def count(
     contexts: Any,
     indices: Any,
     alphabet: Any,
-    frequency_start: Any,
-    reconstruction_start: Any,
-    context_quantizer: Any,
+    row: Any,
+    point: Any,
     counts: Any,
     uses: Any,
     sums: Any,
@@ -109,12 +108,11 @@ def count(
     """Add up what was chosen: each symbol, escapes as one; each |k| coded without escape, and its sgn(k)·r."""
     for i in range(indices.size):
         level, context, k = sigma_index[i], contexts[i], indices[i]
-        K = np.int64(alphabet[level])
-        row = frequency_start[level] + context * (2 * K + 2)
+        K, first = np.int64(alphabet[level]), row[level, context]
         if abs(k) <= K:
-            counts[row + K + k] += 1
-            point = reconstruction_start[level] + context_quantizer[context] * (K + 1) + abs(k)
-            uses[point] += 1
-            sums[point] += np.sign(k) * np.float64(residual[i])
+            counts[first + K + k] += 1
+            used = point[level, context] + abs(k)
+            uses[used] += 1
+            sums[used] += np.sign(k) * np.float64(residual[i])
         else:
-            counts[row + 2 * K + 1] += 1
+            counts[first + 2 * K + 1] += 1

@@ -21,7 +21,7 @@ from pipeline.frequencies import TOTAL, integer_frequencies
 from pipeline.quantizers import labels
 from pipeline.quantizers.contract import Quantizer
 from pipeline.quantizers.kernels import count, plain
-from pipeline.quantizers.lookup import code_bits, contexts, reconstruct
+from pipeline.quantizers.lookup import code_bits, contexts, reconstruct, row_starts
 from pipeline.quantizers.tables import Settings, Tables, alphabet_sizes
 from pipeline.sigma import SIGMA_LEVELS, sigma_levels
 from pipeline.sources import GAUSSIAN, Source
@@ -95,8 +95,7 @@ def gather(
         plain(contexts.ravel()),
         plain(indices.ravel()),
     )
-    starts = tables.frequency_start, tables.reconstruction_start
-    count(*chosen, tables.alphabet, *starts, tables.settings.context_quantizers, *found)
+    count(*chosen, tables.alphabet, *row_starts(tables), *found)
     return found
 
 

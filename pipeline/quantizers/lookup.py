@@ -36,7 +36,7 @@ def _lattice(settings: Settings) -> npt.NDArray[np.float32]:
 
 
 @lru_cache(maxsize=8)
-def _rows(tables: Tables) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def row_starts(tables: Tables) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Where the frequencies of a σ level and context begin, and the points of its quantizer; both int64 [L, C]."""
     chosen, K = tables.settings, tables.alphabet[:, None].astype(np.int64)
     frequencies = tables.frequency_start[:-1, None] + np.arange(chosen.contexts) * (2 * K + 2)
@@ -96,7 +96,7 @@ def reconstruct(
     """The level r̂ of each index in latent units, float32 of the arguments' shape. Raises as `code_bits` does."""
     _check(tables, sigma_index, contexts, indices)
     levels = np.empty(indices.shape, np.float32)
-    rows, lattice = _rows(tables)[1], _lattice(tables.settings)
+    rows, lattice = row_starts(tables)[1], _lattice(tables.settings)
     inputs = (plain(sigma_index.ravel()), plain(contexts.ravel()), plain(indices.ravel()))
     fill_levels(*inputs, tables.alphabet, rows, tables.reconstruction, lattice, levels.reshape(-1))
     return levels
@@ -135,7 +135,7 @@ def _check(tables: Tables, sigma_index: Any, contexts: Any, indices: Any) -> Non
 
 def _bits_of(tables: Tables, sigma_index: Any, contexts: Any, indices: Any, bits: Any) -> Any:
     _check(tables, sigma_index, contexts, indices)
-    rows, symbol_bits = _rows(tables)[0], _bits(tables)
+    rows, symbol_bits = row_starts(tables)[0], _bits(tables)
     inputs = (plain(sigma_index.ravel()), plain(contexts.ravel()), plain(indices.ravel()))
     fill_bits(*inputs, tables.alphabet, rows, symbol_bits, _escape_bits(), bits.reshape(-1))
     return bits

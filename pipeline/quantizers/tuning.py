@@ -134,9 +134,8 @@ def choose(
             for name, prior in designed:
                 candidates[f"{name} with {refined}"] = refine(prior, counted, centroids=centroids)
     held_out = {name: mean(measure(tables, samples[1::2], lmbda)) for name, tables in candidates.items()}
-    kept = min(
-        held_out, key=lambda name: held_out[name].cost
-    )  # of equal ones the first, which is the simplest
+    # of equal ones the first, which is the simplest
+    kept = min(held_out, key=lambda name: held_out[name].cost)
     return Tuned(candidates[kept], kept, held_out)
 
 
