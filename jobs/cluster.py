@@ -22,7 +22,22 @@ Message = TypeVar("Message")
 Result = TypeVar("Result")
 
 OBJECT_STORE_BYTES = 200 * 2**20  # embedded: only names and numbers travel
+KEPT_BYTES = 4 * 2**30  # of freed memory, by a worker while it lives
 LOST_WORKER_RETRIES = 3
+RAY_VARIABLES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about num_gpus=0
+}
+WORKER_VARIABLES = {
+    # Threads that spin for long cost two thirds on a busy machine, those that never do a tenth on an idle one.
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "3000",
+    # Tensors lie in huge pages that are kept for the next ones, not given back to the system and zeroed again
+    # (benchmarks/training_step.txt). Only glibc reads it.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"
+    f":glibc.malloc.mmap_threshold={KEPT_BYTES}:glibc.malloc.trim_threshold={KEPT_BYTES}",
+}
+"""What workers inherit, unless the user has set it; `ray_cluster.yaml` has the same."""
 PACKAGES = Path(__file__).resolve().parents[1]  # the folder that holds jobs/, pipeline/ and storage/
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -212,16 +227,15 @@ def _connect(address: str) -> tuple[Any, bool]:
 
     When this process is killed, its embedded Ray ends within seconds, but for two idle agents that take a minute.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about num_gpus=0
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads cost two thirds on a busy machine
+    for name, value in RAY_VARIABLES.items():
+        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         return ray, False
     embedded: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     # Ray puts the current folder first on the workers' sys.path: a folder `jobs/` there would hide ours
-    with contextlib.chdir(PACKAGES):
+    with contextlib.chdir(PACKAGES), _workers_environment():
         ray.init(
             address=address,
             log_to_driver=False,
@@ -229,6 +243,18 @@ def _connect(address: str) -> tuple[Any, bool]:
             **(embedded if address == "local" else {}),
         )
     return ray, True
+
+
+@contextlib.contextmanager
+def _workers_environment() -> Iterator[None]:
+    """WORKER_VARIABLES where not set, for what is started inside: this process and its other children keep theirs."""
+    added = {name: value for name, value in WORKER_VARIABLES.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _require_feasible(ray: Any, share: Share, stage: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -46,6 +46,23 @@ def _as_images(value: object) -> object:
 ImagesField = Annotated[Images, BeforeValidator(_as_images)]
 
 
+class Start(Section):
+    """The codec that a training goes on from, of the same N and M: a checkpoint file, or a digest in the workspace."""
+
+    file: str | None = None
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.file is None) == (self.digest is None):
+            raise ValueError("expected exactly one of `file` and `digest`")
+        return self
+
+
+def _as_file(value: object) -> object:
+    return {"file": value} if isinstance(value, str) else value
+
+
 class Train(Section):
     """The base codec, one per λ. Loss: bits per pixel + λ · 255² · MSE."""
 
@@ -56,6 +73,11 @@ class Train(Section):
     lmbda: Annotated[
         list[PositiveFloat], BeforeValidator(as_list), Field(min_length=1), AfterValidator(distinct)
     ] = [0.013]
+    start: Annotated[Start | None, BeforeValidator(_as_file)] = (
+        None  # in place of random weights, for the first λ
+    )
+    ladder: bool = True  # each later λ starts from its nearest neighbour before it in the list
+    ladder_steps: PositiveInt | None = None  # of those; None: a third of `steps`
     steps: PositiveInt = 60_000
     batch: PositiveInt = 8
     crop: Annotated[int, Field(ge=64, multiple_of=64)] = 256  # pixels; smaller images are reflect-padded
@@ -68,18 +90,10 @@ class Train(Section):
     seed: Seed = 0
 
 
-class ForeignCodec(Section):
+class ForeignCodec(Start):
     """A codec that exists: a checkpoint file (CompressAI's .pth or ours) or the digest of one in the workspace."""
 
     lmbda: PositiveFloat  # the λ that it was trained for
-    file: str | None = None
-    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ForeignCodec:
-        if (self.file is None) == (self.digest is None):
-            raise ValueError("expected exactly one of `file` and `digest`")
-        return self
 
 
 class Latents(Section):
@@ -176,13 +190,23 @@ class Resources(Section):
     checkpoint_every: PositiveInt = 500  # steps
 
 
+class FinetuneResources(Resources):
+    num_cpus: PositiveFloat = 2.0
+
+
+class TrainResources(FinetuneResources):
+    compile: Literal["auto", True, False] = (
+        "auto"  # auto: where the training is long and a C++ compiler is there
+    )
+
+
 class AllResources(Section):
     ingest: Resources = Resources()
-    train: Resources = Resources(num_cpus=2)
+    train: TrainResources = TrainResources()
     tables: Resources = Resources()
     tune: Resources = Resources()
     quantize: Resources = Resources()
-    finetune: Resources = Resources(num_cpus=2)
+    finetune: FinetuneResources = FinetuneResources()
     evaluate: Resources = Resources()
     report: Resources = Resources()
 
@@ -319,7 +343,11 @@ def _anchor_paths(document: dict[str, Any], base: Path) -> None:
         if isinstance(inside, dict) and key in inside:
             inside[key] = _anchored(inside[key], base)
     codecs = document.get("codec")
-    for codec in codecs if isinstance(codecs, list) else [codecs]:
+    files = list(codecs) if isinstance(codecs, list) else [codecs]
+    if isinstance(train := document.get("train"), dict):
+        train["start"] = _as_file(train.get("start"))
+        files.append(train["start"])
+    for codec in files:
         if isinstance(codec, dict) and isinstance(codec.get("file"), str):
             codec["file"] = _anchored(codec["file"], base)
 

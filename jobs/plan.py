@@ -12,13 +12,14 @@ base arm has no seed and no finetuning: `evaluate` takes the trained codec. Noth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs import ingest
-from jobs.experiment import Arm, Experiment, ExperimentError, Images
+from jobs.experiment import Arm, Experiment, ExperimentError, Images, Train
 from jobs.fields import Section
 from jobs.quantize import SET_VERSION
 from jobs.quantizer_section import QuantizerSection
@@ -44,6 +45,9 @@ STAGE_VERSIONS: Mapping[str, int] = {
 LATER_SETTINGS: Mapping[str, Mapping[str, object]] = {
     "tables": {"context": "quantizer", "offset": None, "tune": False}
 }
+
+# What of the section `train` decides how the trainings depend on each other, not what one of them computes.
+SETTINGS_OF_NO_TRAINING = frozenset({"images", "lmbda", "start", "ladder", "ladder_steps"})
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,11 @@ def expand(experiment: Experiment, rehash: bool = False) -> list[Node]:
         return nodes.setdefault(node.id, node)
 
     sets = _image_nodes(experiment, rehash, add)
-    codecs = [add(node) for node in _codec_nodes(experiment, sets)]
+    codecs = [
+        node
+        for node in map(add, _codec_nodes(experiment, sets))
+        if node.stage == "train" or not experiment.train
+    ]
     scores = []
     for codec in codecs:
         for quantizer, section in experiment.quantizers.items():
@@ -249,12 +257,32 @@ def _ingest_node(use: str, images: Images, rehash: bool) -> Node:
 def _codec_nodes(experiment: Experiment, sets: Mapping[str, Node]) -> list[Node]:
     if experiment.train is None:
         return [import_node(c.lmbda, c.file, c.digest) for c in experiment.codec]
-    settings = _settings("train", experiment.train, frozenset({"images", "lmbda"}))
-    images = Input(sets["train"].id, "images")
-    return [
-        Node("train", {"lmbda": lmbda}, settings | {"lmbda": lmbda}, {"images": images})
-        for lmbda in experiment.lmbdas
-    ]
+    return _train_nodes(experiment.train, Input(sets["train"].id, "images"))
+
+
+def _train_nodes(train: Train, images: Input) -> list[Node]:
+    """The ladder: the first λ starts from nothing or `start`, each later one from its nearest neighbour before it.
+
+    So a λ added at the end of the list leaves the others as they are.
+    """
+    settings = _settings("train", train, SETTINGS_OF_NO_TRAINING)
+    ladder_steps = train.ladder_steps or math.ceil(train.steps / 3)
+    first = train.lmbda[0]
+    nodes: dict[float, Node] = {}
+    started: list[Node] = []
+    if train.start:
+        started.append(import_node(first, train.start.file, train.start.digest))
+    for lmbda in train.lmbda:
+        own = {"lmbda": lmbda}
+        inputs = {"images": images}
+        if started and (lmbda == first or not train.ladder):
+            inputs["start"] = Input(started[0].id, "codec")
+        elif nodes and train.ladder:
+            nearest = min(nodes, key=lambda there: abs(math.log(there / lmbda)))
+            inputs["start"] = Input(nodes[nearest].id, "codec")
+            own["steps"] = ladder_steps
+        nodes[lmbda] = Node("train", {"lmbda": lmbda}, settings | own, inputs)
+    return [*started, *nodes.values()]
 
 
 def import_node(lmbda: float, file: str | None, codec_digest: str | None) -> Node:

@@ -1,7 +1,7 @@
 """train: images -> codec, one per λ.
 
-Reads   the pixels of an image set, copied once into a node-local memmap.
-Key     the settings of `train` with one λ, and the digest of the image set.
+Reads   the pixels of an image set, copied once into a node-local memmap; the codec it starts from, if any.
+Key     the settings of `train` with one λ, and the digests of the image set and of that codec.
 Work    one Ray task; checkpoints under attempts/, so a killed training goes on.
 Commits the codec (weights, integer hyper synthesis, tables of the prior) and its metrics.
 """
@@ -9,18 +9,24 @@ Commits the codec (weights, integer hyper synthesis, tables of the prior) and it
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from jobs.experiment import TrainResources
 from jobs.loop import Message, Place, Schedule, run_loop
 from jobs.stage import Node, Outcome, Output, Task
 from storage.workspace import Workspace
+
+COMPILED_FROM_STEPS = 2000  # compiling takes as long as 100 to 300 steps, and saves a quarter of each
 
 
 def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -> str:
     """What `plan` says of it."""
     s = node.settings
-    return f"{s['steps']:,} steps of {s['batch']} crops, {s['crop']} px"
+    start = f" from {node.inputs['start'].node}" if "start" in node.inputs else ""
+    return f"{s['steps']:,} steps of {s['batch']} crops, {s['crop']} px{start}"
 
 
 def compute(task: Task) -> Outcome:
@@ -31,7 +37,10 @@ def compute(task: Task) -> Outcome:
         task.say(f"some images are smaller than the crop of {s['crop']} px: they are reflect-padded")
     place = Place(task.workspace.root, "train", task.key, task.attempt)
     schedule = Schedule(s["steps"], task.resources.log_every, task.resources.checkpoint_every)
-    messages = task.cluster.stream(train_codec, (place, schedule, dict(s), images["blob"]), task.share)
+    start = task.inputs["start"]["blob"] if "start" in task.inputs else None
+    assert isinstance(task.resources, TrainResources)
+    arguments = (place, schedule, dict(s), images["blob"], start, task.resources.compile)
+    messages = task.cluster.stream(train_codec, arguments, task.share)
     return follow(messages, task, s["steps"])
 
 
@@ -54,7 +63,12 @@ def follow(messages: Iterator[Message], task: Task, steps: int) -> Outcome:
 
 
 def train_codec(
-    place: Place, schedule: Schedule, settings: dict[str, Any], manifest: str
+    place: Place,
+    schedule: Schedule,
+    settings: dict[str, Any],
+    manifest: str,
+    start: str | None,
+    compiled: bool | str,
 ) -> Iterator[Message]:
     """Runs in a worker."""
     from jobs.local import local_pixels
@@ -66,6 +80,8 @@ def train_codec(
     training = BaseTraining(
         BaseSettings(**{name: value for name, value in settings.items() if name in wanted}),
         local_pixels(workspace, manifest),
+        start=Codec.from_bytes(workspace.blobs.get(start)) if start else None,
+        compiled=_compiles(schedule.steps) if compiled == "auto" else bool(compiled),
     )
     for message in run_loop(training, schedule, place):
         if "metrics" not in message:
@@ -74,6 +90,11 @@ def train_codec(
         codec = Codec.from_network(training.network.cpu().float().eval())
         note = {"lmbda": settings["lmbda"], "precision": training.precision, "device": training.device.type}
         yield commit_codec(workspace, codec, message["metrics"], note)
+
+
+def _compiles(steps: int) -> bool:
+    """Whether compiling pays and torch can do it here; it looks for g++ where CXX is not set."""
+    return steps >= COMPILED_FROM_STEPS and shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def commit_codec(workspace: Workspace, codec: Any, metrics: str, note: dict[str, Any]) -> Message:

@@ -17,7 +17,7 @@ from pipeline.codec.contract import crop, pad
 from pipeline.codec.entropy_models import FactorizedPrior, gaussian_bits
 from pipeline.codec.hyper_table import LIMIT_MAX, HyperTable
 from pipeline.codec.hyperprior import MeanScaleHyperprior
-from pipeline.codec.layers import GDN, lower_bound
+from pipeline.codec.layers import GDN, Deconv, lower_bound
 from pipeline.frequencies import TOTAL
 
 N, M = 8, 12
@@ -436,3 +436,20 @@ def test_scales_pass_gradients_from_below_the_bound(codec: Codec) -> None:
     assert side.scale_rows.bias.grad is not None
     assert (side.scale_rows.bias.grad < 0).all()
     assert functional.relu(side.scale_rows.bias).max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_transposed_convolution_has_torchs_values_and_gradients(dtype: torch.dtype) -> None:
+    ours = Deconv(6, 4).to(dtype)
+    torchs = torch.nn.ConvTranspose2d(6, 4, 5, stride=2, padding=2, output_padding=1).to(dtype)
+    torchs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 6, 7, 9, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    found = []
+    for module in (ours, torchs):
+        leaf = x.clone().requires_grad_()
+        out = module(leaf)
+        torch.square(out).sum().backward()
+        found.append([out, leaf.grad, module.weight.grad, module.bias.grad])
+    assert torch.equal(found[0][0], found[1][0])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)

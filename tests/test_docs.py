@@ -27,7 +27,7 @@ SECTIONS: dict[str, type[Section]] = {
     "`quantizers`": QuantizerSection,
     "`arms`": experiment.Arm,
     "`evaluate`": experiment.Evaluate,
-    "`resources`": experiment.Resources,
+    "`resources`": experiment.TrainResources,
 }
 
 

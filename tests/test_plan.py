@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.experiment import Experiment, load
+from jobs.experiment import Experiment, ExperimentError, load
 from jobs.ingest import EmptyFolder
 from jobs.plan import expand, explain, resolve, select
 from jobs.quantize import set_key
@@ -138,8 +138,8 @@ def test_a_latent_set_does_not_know_the_decoder_or_the_list_of_images() -> None:
 
 def test_waiting_steps_say_what_they_wait_for(file: str) -> None:
     steps = {step.node.id: step for step in resolve(expand(load(file)), {})}
-    assert steps["train lmbda=0.013"].key is None
-    assert "ingest images=train, computed first" in steps["train lmbda=0.013"].why
+    assert steps["train lmbda=0.0067"].key is None
+    assert "ingest images=train, computed first" in steps["train lmbda=0.0067"].why
     assert steps["tables quantizer=urq"].why == "first of its stage here"
 
 
@@ -158,6 +158,7 @@ def test_select_takes_a_stage_and_what_it_reads(file: str) -> None:
     chosen = select(nodes, "quantize", {"lmbda": "0.013", "quantizer": "tcq8"})
     assert [node.id for node in chosen] == [
         "ingest images=train",
+        "train lmbda=0.0067",
         "train lmbda=0.013",
         "tables quantizer=tcq8",
         "quantize lmbda=0.013 quantizer=tcq8",
@@ -225,3 +226,51 @@ def test_equal_work_is_found_under_another_name(file: str) -> None:
     (step,) = resolve([paper], {}, known)
     record = made(paper) | {"stage": "finetune", "key": step.key}
     assert resolve([same], {}, known | {paper.id: record})[0].record is record
+
+
+def trained(file: str, *overrides: str) -> dict[float, Node]:
+    nodes = expand(load(file, list(overrides)))
+    return {node.axes["lmbda"]: node for node in nodes if node.stage == "train"}
+
+
+def test_each_rate_starts_from_its_nearest_neighbour_before_it(file: str) -> None:
+    ladder = trained(file, "train.lmbda=[0.013, 0.0067, 0.0483, 0.03]", "train.steps=1000")
+    starts = {lmbda: node.inputs["start"].node for lmbda, node in ladder.items() if "start" in node.inputs}
+    assert starts == {
+        0.0067: "train lmbda=0.013",
+        0.0483: "train lmbda=0.013",
+        0.03: "train lmbda=0.0483",
+    }
+    assert {lmbda: node.settings["steps"] for lmbda, node in ladder.items()} == {
+        0.013: 1000, 0.0067: 334, 0.0483: 334, 0.03: 334
+    }  # fmt: skip
+
+
+def test_a_rate_added_at_the_end_leaves_the_others_as_they_are(file: str) -> None:
+    before = trained(file, "train.lmbda=[0.013, 0.0067]")
+    after = trained(file, "train.lmbda=[0.013, 0.0067, 0.0018]")
+    assert all(after[lmbda] == node for lmbda, node in before.items())
+
+
+def test_without_a_ladder_every_rate_is_trained_from_scratch(file: str) -> None:
+    alone = trained(file, "train.lmbda=[0.0067]")
+    both = trained(file, "train.lmbda=[0.013, 0.0067]", "train.ladder=false")
+    assert all("start" not in node.inputs for node in both.values())
+    assert both[0.0067] == alone[0.0067]  # and the settings of the ladder enter no key
+
+
+def test_a_training_goes_on_from_a_file(file: str, tmp_path: Path) -> None:
+    (tmp_path / "start.safetensors").write_bytes(b"a codec")
+    path = tmp_path / "small.yaml"
+    path.write_text(path.read_text().replace("train: {", "train: {start: start.safetensors, "))
+    nodes = {node.id: node for node in expand(load(file))}
+    assert nodes["import lmbda=0.0067"].parameters["file"] == str(tmp_path / "start.safetensors")
+    assert nodes["train lmbda=0.0067"].inputs["start"].node == "import lmbda=0.0067"
+    assert nodes["train lmbda=0.013"].inputs["start"].node == "train lmbda=0.0067"
+    assert "evaluate lmbda=0.0067 quantizer=urq arm=base" in nodes
+    assert nodes["evaluate lmbda=0.0067 quantizer=urq arm=base"].inputs["codec"].node == "train lmbda=0.0067"
+
+
+def test_both_file_and_digest_are_refused(file: str) -> None:
+    with pytest.raises(ExperimentError, match=r"train\.start: .*expected exactly one of `file` and `digest`"):
+        load(file, ["train.start={}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -148,6 +149,28 @@ def test_base_training_resumes_bit_identically(images: list[np.ndarray]) -> None
 GOLDEN_FIRST_LOSS = 199.05925
 GOLDEN_ARM_LOSS = {"quantized": 254.13397, "noise": 254.10114, "rounded": 254.12608}
 GOLDEN_SCORE = {"bits_y": 10677.4905, "bits_z": 259.779796, "psnr_db": 5.069275}
+
+
+def test_training_starts_from_another_codec(images: list[np.ndarray]) -> None:
+    trained = BaseTraining(BASE, images)
+    trained.advance()
+    codec = Codec.from_network(trained.network)
+    again = BaseTraining(replace(BASE, lmbda=0.05), images, start=codec)
+    ours, theirs = again.network.state_dict(), codec.network.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    again.advance()
+    assert not torch.equal(again.network.g_a[0].weight, codec.network.g_a[0].weight)
+    with pytest.raises(
+        ValueError, match=r"train\.start: expected a codec of N = 5, M = 6, found N = 4, M = 6"
+    ):
+        BaseTraining(replace(BASE, N=5), images, start=codec)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_compiling_changes_no_more_than_rounding(images: list[np.ndarray]) -> None:
+    plain, compiled = BaseTraining(BASE, images), BaseTraining(BASE, images, compiled=True)
+    for _ in range(2):
+        assert compiled.advance() == pytest.approx(plain.advance(), rel=1e-3)
 
 
 def test_a_checkpoint_of_another_shape_is_refused(images: list[np.ndarray]) -> None:

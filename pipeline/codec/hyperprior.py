@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.codec.entropy_models import FactorizedPrior, gaussian_bits
-from pipeline.codec.layers import GDN, conv, deconv
+from pipeline.codec.layers import GDN, Deconv, conv
 
 
 class Trained(NamedTuple):
@@ -44,21 +44,21 @@ class MeanScaleHyperprior(nn.Module):
             conv(3, N), GDN(N), conv(N, N), GDN(N), conv(N, N), GDN(N), conv(N, M)
         )  # fmt: skip
         self.g_s = nn.Sequential(
-            deconv(M, N),
+            Deconv(M, N),
             GDN(N, inverse=True),
-            deconv(N, N),
+            Deconv(N, N),
             GDN(N, inverse=True),
-            deconv(N, N),
+            Deconv(N, N),
             GDN(N, inverse=True),
-            deconv(N, 3),
+            Deconv(N, 3),
         )
         self.h_a = nn.Sequential(
             conv(M, N, kernel=3, stride=1), nn.LeakyReLU(), conv(N, N), nn.LeakyReLU(), conv(N, N)
         )
         self.h_s = nn.Sequential(
-            deconv(N, M),
+            Deconv(N, M),
             nn.LeakyReLU(),
-            deconv(M, M * 3 // 2),
+            Deconv(M, M * 3 // 2),
             nn.LeakyReLU(),
             conv(M * 3 // 2, M * 2, kernel=3, stride=1),
         )

@@ -94,6 +94,41 @@ def conv(inputs: int, outputs: int, kernel: int = 5, stride: int = 2) -> nn.Conv
     return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
 
 
-def deconv(inputs: int, outputs: int) -> nn.ConvTranspose2d:
+class _TransposedConvolution(torch.autograd.Function):
+    """Whose weight gradient is taken as that of the convolution it transposes, with input and gradient exchanged.
+
+    It is the same sum, but oneDNN computes it 3 to 5 times as fast in that form (benchmarks/training_step.txt).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return functional.conv_transpose2d(x, weight, bias, stride=2, padding=2, output_padding=1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad_x = functional.conv2d(grad, weight, stride=2, padding=2)
+        geometry = ([2, 2], [2, 2], [1, 1], False, [0, 0], 1)
+        _, grad_weight, _ = torch.ops.aten.convolution_backward(
+            x, grad, weight, None, *geometry, [False, True, False]
+        )
+        return grad_x, grad_weight, grad.sum((0, 2, 3))
+
+
+class Deconv(nn.ConvTranspose2d):
     """5×5 transposed convolution of stride 2: (B, inputs, H, W) -> (B, outputs, 2H, 2W)."""
-    return nn.ConvTranspose2d(inputs, outputs, 5, stride=2, padding=2, output_padding=1)
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 5, stride=2, padding=2, output_padding=1)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """As the class says; `output_size` is not used."""
+        device = x.device.type
+        if device != "cpu" or not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return super().forward(x)
+        assert self.bias is not None
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        out: Tensor = _TransposedConvolution.apply(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+        return out

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 from pipeline.training.latent_crops import Arrays
 from pipeline.training.optimization import (
@@ -52,18 +53,28 @@ class BaseSettings:
 class BaseTraining:
     """The state of one training; `advance` does a step."""
 
-    def __init__(self, settings: BaseSettings, images: Arrays) -> None:
+    def __init__(
+        self, settings: BaseSettings, images: Arrays, *, start: Codec | None = None, compiled: bool = False
+    ) -> None:
         """Start at step 0.
 
         Args:
             images: uint8 arrays (H, W, 3); those smaller than the crop are reflect-padded.
+            start: whose weights it starts from, with fresh moments; random weights by default.
+            compiled: fuse what is not convolution by `torch.compile`, at its first step.
+
+        Raises:
+            ValueError: `start` has another N or M than the settings.
         """
         self.settings, self.images = settings, images
         self.device = training_device()
         self.precision = resolve_precision(settings.precision, self.device)
         network = MeanScaleHyperprior(settings.N, settings.M)
         network.initialise(torch.Generator().manual_seed(settings.seed))
+        if start:
+            _take_weights(network, start.network)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward = torch.compile(self.network, dynamic=False) if compiled else self.network
         quantiles = network.entropy_bottleneck.quantiles
         self.main = make_optimizer(
             (p for p in network.parameters() if p is not quantiles), settings.learning_rate
@@ -82,7 +93,7 @@ class BaseTraining:
         image_BCHW = self._batch()
         noise = torch.Generator(self.device).manual_seed(_seed(s.seed, self.step))
         with autocast(self.precision, self.device):
-            out = self.network(image_BCHW, noise)
+            out = self.forward(image_BCHW, noise)
         mse = torch.mean(torch.square(out.x_hat.float() - image_BCHW))
         bpp = (out.bits_y + out.bits_z) / (s.batch * s.crop * s.crop)
         loss = bpp + s.lmbda * 255**2 * mse
@@ -121,6 +132,14 @@ class BaseTraining:
             torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)
         )  # NHWC bytes are channels_last already
         return batch.float().div_(255)
+
+
+def _take_weights(network: MeanScaleHyperprior, start: MeanScaleHyperprior) -> None:
+    if (start.N, start.M) != (network.N, network.M):
+        raise ValueError(
+            f"train.start: expected a codec of N = {network.N}, M = {network.M}, found N = {start.N}, M = {start.M}"
+        )
+    network.load_state_dict(start.state_dict())
 
 
 def random_crop(pixels_HWC: Pixels, side: int, generator: np.random.Generator) -> Pixels:
