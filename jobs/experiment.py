@@ -67,6 +67,7 @@ class Train(Section):
     """The base codec, one per λ. Loss: bits per pixel + λ · 255² · MSE."""
 
     images: ImagesField
+    held_out: ImagesField | None = None  # whose loss is measured now and then; it decides nothing
     architecture: Literal["mean-scale-hyperprior"] = "mean-scale-hyperprior"
     N: Channels = 64
     M: Channels = 96
@@ -258,7 +259,10 @@ class Experiment(Section):
         return self.tune.images or (self.train.images if self.train else self.latents.images)
 
 
-PATH_KEYS = tuple((section, "images") for section in ("train", "latents", "tune", "evaluate"))
+PATH_KEYS = (
+    ("train", "held_out"),
+    *((section, "images") for section in ("train", "latents", "tune", "evaluate")),
+)
 
 
 def load(path: str, overrides: list[str] | None = None) -> Experiment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from storage.workspace import Workspace
 
 KEPT_CHECKPOINTS = 2
 Message = dict[str, Any]
+Measure = Callable[[], dict[str, float]]
 
 
 class Training(Protocol):
@@ -47,8 +48,13 @@ class Place:
         return f"attempts/{self.stage}/{self.key}/{attempt}"
 
 
-def run_loop(training: Training, schedule: Schedule, place: Place) -> Iterator[Message]:
+def run_loop(
+    training: Training, schedule: Schedule, place: Place, measure: Measure | None = None
+) -> Iterator[Message]:
     """Advance a training to its end from the newest whole checkpoint of any attempt at this key.
+
+    Args:
+        measure: metrics that take longer, added to a message about every `checkpoint_every` steps and to the last.
 
     Yields:
         Every `log_every` steps the mean metrics since the last message, with `step` and `steps_per_s`; at the end
@@ -65,6 +71,9 @@ def run_loop(training: Training, schedule: Schedule, place: Place) -> Iterator[M
         if training.step % schedule.log_every == 0 or last:
             count, seconds = training.step - since, time.monotonic() - clock
             message = {name: value / count for name, value in sums.items()}
+            is_due = training.step // schedule.checkpoint_every > since // schedule.checkpoint_every
+            if measure and (is_due or last):
+                message |= measure()
             lines.append(json.dumps({"step": training.step} | message))
             yield {"step": training.step, "steps_per_s": count / seconds, **message}
             sums, since, clock = {}, training.step, time.monotonic()

@@ -47,7 +47,7 @@ LATER_SETTINGS: Mapping[str, Mapping[str, object]] = {
 }
 
 # What of the section `train` decides how the trainings depend on each other, not what one of them computes.
-SETTINGS_OF_NO_TRAINING = frozenset({"images", "lmbda", "start", "ladder", "ladder_steps"})
+SETTINGS_OF_NO_TRAINING = frozenset({"images", "held_out", "lmbda", "start", "ladder", "ladder_steps"})
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,9 @@ def _settings(stage: str, section: Section, leave_out: frozenset[str] = frozense
 
 def _image_nodes(experiment: Experiment, rehash: bool, add: Callable[[Node], Node]) -> dict[str, Node]:
     """The ingest node of each use of images; uses of the same images share one."""
-    train = experiment.train.images if experiment.train else None
-    uses = {"train": train, "latents": experiment.latent_images, "evaluate": experiment.evaluate.images}
+    train = experiment.train
+    uses = {"train": train.images if train else None, "held_out": train.held_out if train else None}
+    uses |= {"latents": experiment.latent_images, "evaluate": experiment.evaluate.images}
     if any(section.tune for section in experiment.quantizers.values()):
         uses["tune"] = experiment.tuning_images
     by_images: dict[str, Node] = {}
@@ -257,15 +258,18 @@ def _ingest_node(use: str, images: Images, rehash: bool) -> Node:
 def _codec_nodes(experiment: Experiment, sets: Mapping[str, Node]) -> list[Node]:
     if experiment.train is None:
         return [import_node(c.lmbda, c.file, c.digest) for c in experiment.codec]
-    return _train_nodes(experiment.train, Input(sets["train"].id, "images"))
+    return _train_nodes(experiment.train, sets)
 
 
-def _train_nodes(train: Train, images: Input) -> list[Node]:
+def _train_nodes(train: Train, sets: Mapping[str, Node]) -> list[Node]:
     """The ladder: the first λ starts from nothing or `start`, each later one from its nearest neighbour before it.
 
     So a λ added at the end of the list leaves the others as they are.
     """
     settings = _settings("train", train, SETTINGS_OF_NO_TRAINING)
+    images = {"images": Input(sets["train"].id, "images")}
+    if "held_out" in sets:
+        images["held_out"] = Input(sets["held_out"].id, "images", keyed=False)
     ladder_steps = train.ladder_steps or math.ceil(train.steps / 3)
     first = train.lmbda[0]
     nodes: dict[float, Node] = {}
@@ -274,7 +278,7 @@ def _train_nodes(train: Train, images: Input) -> list[Node]:
         started.append(import_node(first, train.start.file, train.start.digest))
     for lmbda in train.lmbda:
         own = {"lmbda": lmbda}
-        inputs = {"images": images}
+        inputs = dict(images)
         if started and (lmbda == first or not train.ladder):
             inputs["start"] = Input(started[0].id, "codec")
         elif nodes and train.ladder:

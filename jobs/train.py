@@ -1,6 +1,7 @@
 """train: images -> codec, one per λ.
 
-Reads   the pixels of an image set, copied once into a node-local memmap; the codec it starts from, if any.
+Reads   the pixels of an image set, copied once into a node-local memmap; the codec it starts from, and
+        held-out images for a curve of the loss, where the file names them.
 Key     the settings of `train` with one λ, and the digests of the image set and of that codec.
 Work    one Ray task; checkpoints under attempts/, so a killed training goes on.
 Commits the codec (weights, integer hyper synthesis, tables of the prior) and its metrics.
@@ -12,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from jobs.experiment import TrainResources
@@ -53,7 +55,7 @@ def follow(messages: Iterator[Message], task: Task, steps: int) -> Outcome:
         elif "step" in message:
             numbers = [
                 f"{name} {message[name]:.4g}"
-                for name in ("loss", "bpp", "bpp_y", "psnr_db")
+                for name in ("loss", "bpp", "bpp_y", "psnr_db", "held_out_loss")
                 if name in message
             ]
             rate = f"{message['steps_per_s']:.2f} steps/s"
@@ -66,11 +68,10 @@ def train_codec(
     place: Place,
     schedule: Schedule,
     settings: dict[str, Any],
-    manifest: str,
-    start: str | None,
+    blobs: dict[str, str],
     compiled: bool | str,
 ) -> Iterator[Message]:
-    """Runs in a worker."""
+    """Runs in a worker; `blobs` has those of the node's inputs."""
     from jobs.local import local_pixels
     from pipeline.codec.artifact import Codec
     from pipeline.training.base import BaseSettings, BaseTraining
@@ -79,11 +80,14 @@ def train_codec(
     wanted = BaseSettings.__dataclass_fields__
     training = BaseTraining(
         BaseSettings(**{name: value for name, value in settings.items() if name in wanted}),
-        local_pixels(workspace, manifest),
-        start=Codec.from_bytes(workspace.blobs.get(start)) if start else None,
+        local_pixels(workspace, blobs["images"]),
+        start=Codec.from_bytes(workspace.blobs.get(blobs["start"])) if "start" in blobs else None,
         compiled=_compiles(schedule.steps) if compiled == "auto" else bool(compiled),
     )
-    for message in run_loop(training, schedule, place):
+    measure = None
+    if "held_out" in blobs:
+        measure = partial(training.held_out, local_pixels(workspace, blobs["held_out"]))
+    for message in run_loop(training, schedule, place, measure):
         if "metrics" not in message:
             yield message
             continue

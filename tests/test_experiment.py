@@ -60,7 +60,7 @@ def test_set_overrides_values_and_paths_are_relative_to_the_current_folder(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.stepz=1", r"train\.stepz: unknown key; expected one of: images, architecture"),
+        ("train.stepz=1", r"train\.stepz: unknown key; expected one of: images, held_out, architecture"),
         ("colour=red", r"colour: unknown key; expected one of: name, train"),
         ("resources.train.cpus=3", r"resources\.train\.cpus: unknown key; expected one of: num_cpus"),
         ("train.steps=many", r"train\.steps: .*integer \(found 'many'\)"),

@@ -16,7 +16,7 @@ from laboratory import wait_until
 from rich.console import Console
 
 from jobs import ingest, progress, train
-from jobs.experiment import Images, Resources
+from jobs.experiment import Images, TrainResources
 from jobs.loop import Message, Place, Schedule, run_loop
 from jobs.progress import Board, Heartbeat, is_alive, read_beat
 from jobs.stage import Node, Task
@@ -66,6 +66,14 @@ def run(workspace: Workspace, attempt: str) -> tuple[list[str], bytes]:
     messages = list(run_loop(this, SCHEDULE, Place(workspace.root, "train", KEY, attempt)))
     assert messages[-1]["metrics"].count("\n") == 3
     return [message["say"] for message in messages if "say" in message], this.to_bytes()
+
+
+def test_longer_measurements_come_with_checkpoints_and_the_end(workspace: Workspace) -> None:
+    schedule = Schedule(steps=7, log_every=1, checkpoint_every=3)
+    place = Place(workspace.root, "train", KEY, "measured")
+    messages = list(run_loop(training(steps=7), schedule, place, lambda: {"held_out_loss": 1.0}))
+    assert [message["step"] for message in messages[:-1] if "held_out_loss" in message] == [3, 6, 7]
+    assert messages[-1]["metrics"].count("held_out_loss") == 3
 
 
 def checkpoint(workspace: Workspace, step: int, file: str) -> Path:
@@ -157,7 +165,7 @@ def task(workspace: Workspace, node: Node, inputs: dict[str, Any], say: Callable
         inputs=inputs,
         workspace=workspace,
         cluster=Here(),  # type: ignore[arg-type]
-        resources=Resources(),
+        resources=TrainResources(),
         attempt="a",
         progress=lambda done, total, text: None,
         say=say,

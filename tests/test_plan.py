@@ -271,6 +271,16 @@ def test_a_training_goes_on_from_a_file(file: str, tmp_path: Path) -> None:
     assert nodes["evaluate lmbda=0.0067 quantizer=urq arm=base"].inputs["codec"].node == "train lmbda=0.0067"
 
 
+def test_held_out_images_are_measured_and_decide_nothing(file: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.fromarray(np.ones((8, 8, 3), np.uint8)).save(other / "c.png")
+    with_held_out = load(file, [f"train.held_out={other}"])
+    reads = {node.id: node for node in expand(with_held_out)}["train lmbda=0.013"].inputs
+    assert reads["held_out"].node == "ingest images=held_out"
+    assert keys(with_held_out)["train lmbda=0.013"] == keys(load(file))["train lmbda=0.013"]
+
+
 def test_both_file_and_digest_are_refused(file: str) -> None:
     with pytest.raises(ExperimentError, match=r"train\.start: .*expected exactly one of `file` and `digest`"):
         load(file, ["train.start={}"])

@@ -166,6 +166,17 @@ def test_training_starts_from_another_codec(images: list[np.ndarray]) -> None:
         BaseTraining(replace(BASE, N=5), images, start=codec)
 
 
+def test_held_out_loss_is_that_of_the_codec_alone(images: list[np.ndarray]) -> None:
+    training = BaseTraining(BASE, images)
+    found = training.held_out(images)
+    assert training.held_out(images) == found  # the same noise again, and nothing has been trained
+    mse = 10 ** (-found["held_out_psnr_db"] / 10)
+    assert found["held_out_loss"] == pytest.approx(found["held_out_bpp"] + BASE.lmbda * 255**2 * mse)
+    for _ in range(BASE.steps):
+        training.advance()
+    assert training.held_out(images)["held_out_loss"] < found["held_out_loss"]
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_compiling_changes_no_more_than_rounding(images: list[np.ndarray]) -> None:
     plain, compiled = BaseTraining(BASE, images), BaseTraining(BASE, images, compiled=True)

@@ -6,6 +6,7 @@ exactly as one that was never stopped.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,6 +107,26 @@ class BaseTraining:
         self.step += 1
         return metrics
 
+    @torch.no_grad()
+    def held_out(self, images: Arrays) -> dict[str, float]:
+        """The loss on the middles of other images, with the same noise at every step: held_out_loss, _bpp, _psnr_db."""
+        s = self.settings
+        sums = np.zeros(2)
+        noise = torch.Generator(self.device).manual_seed(s.seed)
+        for first in range(0, len(images), s.batch):
+            crops = [middle(images[i], s.crop) for i in range(first, min(first + s.batch, len(images)))]
+            image_BCHW = self._tensor(np.stack(crops))
+            with autocast(self.precision, self.device):
+                out = self.network(image_BCHW, noise)
+            mse = torch.square(out.x_hat.float() - image_BCHW).mean((1, 2, 3)).sum()
+            sums += [float(out.bits_y + out.bits_z) / s.crop**2, float(mse)]
+        bpp, mse_mean = sums / len(images)
+        return {
+            "held_out_loss": bpp + s.lmbda * 255**2 * mse_mean,
+            "held_out_bpp": bpp,
+            "held_out_psnr_db": -10 * math.log10(max(mse_mean, 1e-12)),
+        }
+
     def to_bytes(self) -> bytes:
         """Everything needed to go on."""
         return state_to_bytes({"network": self.network}, self._optimizers, self.step)
@@ -128,10 +149,11 @@ class BaseTraining:
         generator = np.random.default_rng([s.seed, self.step])
         chosen = generator.integers(len(self.images), size=s.batch)
         crops = np.stack([random_crop(self.images[int(i)], s.crop, generator) for i in chosen])
-        batch = (
-            torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)
-        )  # NHWC bytes are channels_last already
-        return batch.float().div_(255)
+        return self._tensor(crops)
+
+    def _tensor(self, crops_BHWC: Pixels) -> Tensor:
+        """(B, 3, H, W) in [0, 1]; bytes in the order NHWC are channels_last already."""
+        return torch.from_numpy(crops_BHWC).to(self.device).permute(0, 3, 1, 2).float().div_(255)
 
 
 def _take_weights(network: MeanScaleHyperprior, start: MeanScaleHyperprior) -> None:
@@ -151,6 +173,13 @@ def random_crop(pixels_HWC: Pixels, side: int, generator: np.random.Generator) -
     top, left = generator.integers(height - side + 1), generator.integers(width - side + 1)
     crop = pixels_HWC[top : top + side, left : left + side]
     return crop[:, ::-1] if generator.random() < 0.5 else crop
+
+
+def middle(pixels_HWC: Pixels, side: int) -> Pixels:
+    """The square in the middle; smaller images are reflect-padded first."""
+    padded = reflect_pad(pixels_HWC, side)
+    top, left = (padded.shape[0] - side) // 2, (padded.shape[1] - side) // 2
+    return padded[top : top + side, left : left + side]
 
 
 def reflect_pad(pixels_HWC: Pixels, side: int) -> Pixels:
