@@ -1,4 +1,4 @@
-"""report: scores -> tables (Markdown, CSV, JSON), rate-distortion plot (PNG, SVG), crops.
+"""report: scores -> tables (Markdown, CSV, JSON), rate-distortion and BD-rate plots (PNG, SVG), crops.
 
 Reads   the scores of every arm; codecs and tables again for the crops.
 Key     digests of all scores and of the test images; the names of the arms.
@@ -8,29 +8,19 @@ Commits the files, as blobs; `show` lays them out under reports/ in the workspac
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import textwrap
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from jobs.report_tables import GAINS_TITLE, as_csv, as_markdown, flat
 from jobs.stage import Node, Outcome, Output, Task
 from storage.keys import canonical_json, digest
 from storage.workspace import Workspace
 
 CROP_SIDE = 160  # pixels
 CROP_IMAGES = 3
-RATES = {  # what stands above the column, and what that is
-    "bitstream": ("bpp (files)", "the sizes of files, each decoded and compared"),
-    "tables": ("bpp (ideal)", "ideal code lengths, by the tables that drove the search"),
-}
-LIMITS = (
-    "Minutes of training prove the plumbing, not the gain: an under-trained codec exaggerates what finetuning gives. "
-    "Look at the difference to the controls, and train until the curve is flat before believing a number."
-)
 
 
 def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -> str:
@@ -56,8 +46,9 @@ def make_report(
     root: str, name: str, entries: list[dict[str, Any]], manifest: str
 ) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Runs in a worker: the blobs of the files by name, and the table's rows."""
-    from pipeline.comparison import Scored, bd_rates, rows
-    from pipeline.figures import crops, rate_distortion
+    from pipeline.comparison import Scored, rows
+    from pipeline.figures import bd_rate_figures, crops, rate_distortion
+    from pipeline.rate_gains import bd_rates, gains
 
     workspace = Workspace.open(root)
     blobs = [json.loads(workspace.blobs.get(entry["scores"])) for entry in entries]
@@ -75,19 +66,20 @@ def make_report(
         for e, blob in zip(entries, blobs, strict=True)
     ]
     names = {r["digest"]: Path(r["source"]).name for r in json.loads(workspace.blobs.get(manifest))["images"]}
-    table, bd = rows(scored), bd_rates(scored)
+    tables = {"table": rows(scored), "bd_rate": bd_rates(scored), "gains": gains(scored)}
     pair = _before_after(scored)
     files = rate_distortion(scored, f"{name}: {len(names)} test images")
+    files |= bd_rate_figures(scored, tables["bd_rate"], name)
     if pair:
         files |= crops(_crops(workspace, names, [(scored[i], blobs[i]) for i in pair]))
     detail = [{**entry, **blob} for entry, blob in zip(entries, blobs, strict=True)]
-    files["report.json"] = canonical_json(
-        {"name": name, "table": table, "bd_rate": bd, "arms": detail, "images": names}
-    )
-    files["report.csv"] = _csv(table)
+    files["report.json"] = canonical_json({"name": name, "arms": detail, "images": names, **tables})
+    csvs = {"report.csv": tables["table"], "bd-rate.csv": tables["bd_rate"], "gains.csv": tables["gains"]}
+    files |= {file: as_csv([flat(row) for row in table]) for file, table in csvs.items() if table}
     rate = blobs[0]["rate"]  # one experiment has one
-    files["report.md"] = _markdown(name, table, bd, len(names), rate, sorted(files)).encode()
-    return {file: workspace.blobs.put(data, Path(file).suffix) for file, data in sorted(files.items())}, table
+    files["report.md"] = as_markdown(name, tables, names, rate, sorted(files)).encode()
+    stored = {file: workspace.blobs.put(data, Path(file).suffix) for file, data in sorted(files.items())}
+    return stored, tables["table"]
 
 
 def show(workspace: Workspace, record: dict[str, Any], console: Console) -> None:
@@ -97,7 +89,8 @@ def show(workspace: Workspace, record: dict[str, Any], console: Console) -> None
     for file, blob in files.items():
         workspace.put(f"reports/{name}/{file}", workspace.blobs.get(blob))
     text = workspace.blobs.get(files["report.md"]).decode()
-    console.print(text.split("\n## Files")[0], markup=False, highlight=False)
+    short = text.split("\n## Files")[0].split(f"\n## {GAINS_TITLE}")[0]  # a line per pair and λ: many
+    console.print(short, markup=False, highlight=False)
     for file in files:
         console.print(f"  {workspace.path(f'reports/{name}/{file}')}", markup=False, highlight=False)
 
@@ -146,68 +139,3 @@ def _crops(workspace: Workspace, names: dict[str, str], pair: list[tuple[Any, An
 def _crop_title(scored: Any, image: str) -> str:
     row = next(row for row in scored.images if row["image"] == image)
     return f"{scored.quantizer}, {scored.arm}: {row['bpp']:.3f} bpp, {row['psnr_db']:.2f} dB"
-
-
-def _csv(table: list[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue().encode()
-
-
-def _markdown(
-    name: str, table: list[dict[str, Any]], bd: list[dict[str, Any]], images: int, rate: str, files: list[str]
-) -> str:
-    """The report as a person reads it."""
-    over = [column for column in table[0] if column.startswith("over_")]
-    bpp, what = RATES[rate]
-    intro = f"{images} test images; rate: {what}."
-    head = ["λ", "quantizer", "arm", "seed", bpp, "PSNR dB", "MS-SSIM"]
-    head += ["ΔJ over base"]
-    head += [f"ΔPSNR over {column.removeprefix('over_').removesuffix('_db')}" for column in over]
-    lines = [f"# {name}", "", intro, ""]
-    lines += _table(head, [_cells(row, over) for row in table])
-    lines += [
-        "",
-        "ΔPSNR is in dB, averaged over images, at equal indices and bits; — where those, or the arms' recipes, differ. "
-        "J is bpp + λ · 255² · MSE: negative is better, also where indices differ.",
-    ]
-    if bd:
-        lines += ["", "## BD-rate", "", "PCHIP, per image, then averaged; negative is better.", ""]
-        cells = [[r["quantizer"], r["arm"], _text(r["seed"]), r["anchor"], _percent(r)] for r in bd]
-        lines += _table(["quantizer", "arm", "seed", "over", "BD-rate"], cells)
-    lines += ["", LIMITS, "", "## Files", "", *(f"- {file}" for file in [*files, "report.md"]), ""]
-    return "\n".join(lines)
-
-
-def _cells(row: dict[str, Any], over: list[str]) -> list[str]:
-    numbers = [
-        f"{row['bpp']:.4f}",
-        f"{row['psnr_db']:.3f}",
-        "—" if row["ms_ssim"] is None else f"{row['ms_ssim']:.4f}",
-    ]
-    cost = row["cost_over_base_percent"]
-    numbers.append("—" if cost is None else f"{cost:+.2f} %")
-    gains = ["—" if row[column] is None else f"{row[column]:+.3f}" for column in over]
-    return [f"{row['lmbda']:g}", row["quantizer"], row["arm"], _text(row["seed"]), *numbers, *gains]
-
-
-def _table(head: list[str], body: list[list[str]]) -> list[str]:
-    """A Markdown table whose columns are aligned for a terminal too."""
-    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    drawn = [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in [head, *body]
-    ]
-    return [drawn[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *drawn[1:]]
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
-def _percent(row: dict[str, Any]) -> str:
-    if row["bd_rate_percent"] is None:  # the whole reason is in report.json
-        return textwrap.shorten(row["reason"], 60, placeholder=" …")
-    return f"{row['bd_rate_percent']:+.2f} %"

@@ -39,9 +39,9 @@ def compute(task: Task) -> Outcome:
         task.say(f"some images are smaller than the crop of {s['crop']} px: they are reflect-padded")
     place = Place(task.workspace.root, "train", task.key, task.attempt)
     schedule = Schedule(s["steps"], task.resources.log_every, task.resources.checkpoint_every)
-    start = task.inputs["start"]["blob"] if "start" in task.inputs else None
     assert isinstance(task.resources, TrainResources)
-    arguments = (place, schedule, dict(s), images["blob"], start, task.resources.compile)
+    blobs = {name: output["blob"] for name, output in task.inputs.items()}
+    arguments = (place, schedule, dict(s), blobs, task.resources.compile)
     messages = task.cluster.stream(train_codec, arguments, task.share)
     return follow(messages, task, s["steps"])
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from pipeline.metrics import BD_POINTS_MIN, bd_rate
 
 
 @dataclass(frozen=True)
@@ -44,22 +43,62 @@ class Scored:
         return None if any(v is None for v in values) else sum(values) / len(values)  # type: ignore[arg-type]
 
 
-def gain_db(arm: Scored, other: Scored) -> float | None:
-    """Mean ΔPSNR in dB of `arm` over `other` at equal indices and bits; None if any image's differ, or the recipes."""
+@dataclass(frozen=True)
+class Pair:
+    """One arm of one quantizer beside another.
+
+    Attributes:
+        relation: what the anchor is to the arm: its "base", a "control", the first quantizer's base ("first base"),
+            or the arm of the same name of the "first quantizer".
+        seeds: per seed of the arm the curves of arm and anchor, by ascending λ; a base has the seed None.
+    """
+
+    relation: str
+    quantizer: str
+    arm: str
+    anchor_quantizer: str
+    anchor_arm: str
+    seeds: Mapping[int | None, tuple[Sequence[Scored], Sequence[Scored]]]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The columns that name it in a table."""
+        return {
+            "relation": self.relation,
+            "quantizer": self.quantizer,
+            "arm": self.arm,
+            "anchor_quantizer": self.anchor_quantizer,
+            "anchor_arm": self.anchor_arm,
+        }
+
+
+def image_gains_db(arm: Scored, other: Scored) -> dict[str, float] | None:
+    """ΔPSNR in dB of `arm` over `other` per image, at equal indices and bits.
+
+    None if any image's differ, or the recipes.
+    """
     if not (arm.is_base or other.is_base) and arm.recipe != other.recipe:
         return None
     theirs = {row["image"]: row for row in other.images}
     if any(row[name] != theirs[row["image"]][name] for row in arm.images for name in ("indices", "bpp")):
         return None
-    return sum(row["psnr_db"] - theirs[row["image"]]["psnr_db"] for row in arm.images) / len(arm.images)
+    return {row["image"]: row["psnr_db"] - theirs[row["image"]]["psnr_db"] for row in arm.images}
+
+
+def gain_db(arm: Scored, other: Scored) -> float | None:
+    """The mean of `image_gains_db`."""
+    gains = image_gains_db(arm, other)
+    return None if gains is None else sum(gains.values()) / len(gains)
+
+
+def image_costs(s: Scored) -> dict[str, float]:
+    """J = bpp + λ · 255² · MSE per image."""
+    return {row["image"]: row["bpp"] + s.lmbda * 255**2 * 10 ** (-row["psnr_db"] / 10) for row in s.images}
 
 
 def gain_percent(arm: Scored, other: Scored) -> float:
-    """ΔJ/J in %, J = bpp + λ · 255² · MSE averaged over images; negative is better, whatever the indices."""
-    ours, theirs = (
-        sum(row["bpp"] + s.lmbda * 255**2 * 10 ** (-row["psnr_db"] / 10) for row in s.images) / len(s.images)
-        for s in (arm, other)
-    )
+    """ΔJ/J in %, J averaged over images; negative is better, whatever the indices."""
+    ours, theirs = (sum(image_costs(s).values()) / len(s.images) for s in (arm, other))
     return 100 * (ours / theirs - 1)
 
 
@@ -83,46 +122,43 @@ def rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
     return table
 
 
-def bd_rates(scored: Sequence[Scored]) -> list[dict[str, Any]]:
-    """BD-rate in % of each (quantizer, arm, seed) over the base of its quantizer, and of each base over the first.
+def pairs(scored: Sequence[Scored]) -> list[Pair]:
+    """What is compared with what, in the order of the arms.
 
-    Per image, then averaged. Empty with fewer than four λ; a curve that cannot be compared has a `reason`.
+    Each arm with the base of its quantizer; each arm on real latents with the controls of its recipe; and with the
+    first quantizer's base and, finetuned, its arm of the same name: that is what another quantizer gives.
     """
-    curves: dict[tuple[str, str, int | None], list[Scored]] = {}
-    for s in scored:
-        curves.setdefault((s.quantizer, s.arm, s.seed), []).append(s)
-    bases = {quantizer: curve for (quantizer, _, _), curve in curves.items() if curve[0].is_base}
-    if not bases or len({s.lmbda for s in scored}) < BD_POINTS_MIN:
-        return []
-    first = next(iter(bases.values()))
-    table = []
-    for (quantizer, arm, seed), curve in curves.items():
-        anchor = first if curve[0].is_base else bases.get(quantizer, first)
-        if curve is not anchor:
-            names = {
-                "quantizer": quantizer,
-                "arm": arm,
-                "seed": seed,
-                "anchor": f"{anchor[0].quantizer} {anchor[0].arm}",
-            }
-            table.append(names | _bd_rate(anchor, curve))
-    return table
+    curves: dict[tuple[str, str], dict[int | None, list[Scored]]] = {}
+    for s in sorted(scored, key=lambda s: s.lmbda):
+        curves.setdefault((s.quantizer, s.arm), {}).setdefault(s.seed, []).append(s)
+    names = list(dict.fromkeys((s.quantizer, s.arm) for s in scored))
+    found = []
+    for name, other in itertools.product(names, names):
+        ours, theirs = curves[name], curves[other]
+        relation = _relation(next(iter(ours.values()))[0], next(iter(theirs.values()))[0], names[0][0])
+        seeds = {
+            seed: (curve, theirs[seed if seed in theirs else None])
+            for seed, curve in ours.items()
+            if seed in theirs or None in theirs
+        }
+        if relation and seeds:
+            found.append(Pair(relation, *name, *other, seeds))
+    return found
 
 
-def _bd_rate(anchor: Sequence[Scored], test: Sequence[Scored]) -> dict[str, Any]:
-    values = []
-    try:
-        for image in [row["image"] for row in anchor[0].images]:
-            points = [_points(curve, image) for curve in (anchor, test)]
-            values.append(bd_rate(*points[0], *points[1]))
-    except ValueError as error:
-        return {"bd_rate_percent": None, "reason": str(error)}
-    return {"bd_rate_percent": sum(values) / len(values), "per_image": values}
-
-
-def _points(curve: Iterable[Scored], image: str) -> tuple[list[float], list[float]]:
-    found = [next(row for row in s.images if row["image"] == image) for s in curve]
-    return [row["bpp"] for row in found], [row["psnr_db"] for row in found]
+def _relation(one: Scored, other: Scored, first: str) -> str | None:
+    """What `other` is to `one`; None if they are not compared. `first` is the first quantizer."""
+    if one.quantizer == other.quantizer:
+        if one.is_base or one.arm == other.arm:
+            return None
+        if other.is_base:
+            return "base"
+        return "control" if other.is_control and not one.is_control and one.recipe == other.recipe else None
+    if other.quantizer != first or one.is_control:
+        return None
+    if other.is_base:
+        return "first base"
+    return "first quantizer" if other.arm == one.arm else None
 
 
 def _counterpart(scored: Sequence[Scored], s: Scored, arm: str) -> Scored | None:

@@ -70,8 +70,8 @@ def bd_rate(
         ValueError: fewer than four points on a curve, values that are not finite or rates not above 0, a curve
             whose quality does not grow with its rate, or curves without an overlap in quality.
     """
-    anchor = _curve("anchor", anchor_bpp, anchor_psnr_db)
-    test = _curve("test", test_bpp, test_psnr_db)
+    anchor = ascending_curve("anchor", anchor_bpp, anchor_psnr_db)
+    test = ascending_curve("test", test_bpp, test_psnr_db)
     low, high = max(anchor[1][0], test[1][0]), min(anchor[1][-1], test[1][-1])
     if low >= high:
         raise ValueError(
@@ -83,18 +83,14 @@ def bd_rate(
         return float(_bd_rate(*anchor, *test, method="pchip", require_matching_points=False))
 
 
-def _check_pair(a: Pixels, b: Pixels) -> None:
-    for image in (a, b):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ValueError(f"expected uint8 (H, W, 3), found {image.dtype} {image.shape}")
-    if a.shape != b.shape:
-        raise ValueError(f"expected two images of one shape, found {a.shape} and {b.shape}")
-
-
-def _curve(
+def ascending_curve(
     name: str, rate: Sequence[float], quality: Sequence[float]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """A curve by ascending rate."""
+    """Rates and qualities of a curve by ascending rate.
+
+    Raises:
+        ValueError: as of `bd_rate`, named after the curve.
+    """
     r, q = np.asarray(rate, np.float64), np.asarray(quality, np.float64)
     if r.ndim != 1 or r.shape != q.shape or len(r) < BD_POINTS_MIN:
         raise ValueError(
@@ -109,3 +105,11 @@ def _curve(
             f"{name} curve: expected quality to grow with rate, found rates {r} and qualities {q}"
         )
     return r, q
+
+
+def _check_pair(a: Pixels, b: Pixels) -> None:
+    for image in (a, b):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ValueError(f"expected uint8 (H, W, 3), found {image.dtype} {image.shape}")
+    if a.shape != b.shape:
+        raise ValueError(f"expected two images of one shape, found {a.shape} and {b.shape}")
