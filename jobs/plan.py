@@ -37,7 +37,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "quantize": SET_VERSION,  # a result must not outlive the indices that it names
     "finetune": 1,
     "evaluate": 2,
-    "report": 2,
+    "report": 3,
 }
 
 # Settings added after a stage's first version, with the default they had then: left out of the key at that value,

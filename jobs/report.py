@@ -68,8 +68,8 @@ def make_report(
     names = {r["digest"]: Path(r["source"]).name for r in json.loads(workspace.blobs.get(manifest))["images"]}
     tables = {"table": rows(scored), "bd_rate": bd_rates(scored), "gains": gains(scored)}
     pair = _before_after(scored)
-    files = rate_distortion(scored, f"{name}: {len(names)} test images")
-    files |= bd_rate_figures(scored, tables["bd_rate"], name)
+    title = f"{name}: {len(names)} test images"
+    files = rate_distortion(scored, title) | bd_rate_figures(scored, tables["bd_rate"], title)
     if pair:
         files |= crops(_crops(workspace, names, [(scored[i], blobs[i]) for i in pair]))
     detail = [{**entry, **blob} for entry, blob in zip(entries, blobs, strict=True)]

@@ -1,4 +1,4 @@
-"""Figures as bytes: rate-distortion curves with the gains beside them, and crops before and after."""
+"""Figures as bytes: rate-distortion curves with their gains, BD-rate per image, and crops before and after."""
 
 from __future__ import annotations
 
@@ -11,15 +11,28 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from scipy.interpolate import PchipInterpolator
 
-from pipeline.comparison import Scored, gain_db
+from pipeline.bootstrap import Floats
+from pipeline.comparison import Scored, image_gains_db
+from pipeline.rate_gains import mean_curve
 
 Pixels = npt.NDArray[np.uint8]
 
-# Okabe and Ito's colours, distinguishable to the colour-blind; one per quantizer. Markers tell arms apart.
+# Okabe and Ito's colours, distinguishable to the colour-blind; one per quantizer. Markers and
+# dashes tell arms apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP*X<>"
+DASHES: tuple[Any, ...] = ("-", (0, (3, 3)), "-.", ":", (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
+BD_FIGURES = {  # relation of a pair -> file, what stands on its axis
+    "base": ("bd-rate-over-base", "over the base of the same quantizer"),
+    "control": ("bd-rate-over-controls", "over a control of the same recipe"),
+    "first base": ("bd-rate-over-first", "over {anchor}"),
+}
 DIFFERENCE_GAIN = 8
+RATE_LABEL = "rate in bits per pixel"
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.grid": True,
@@ -30,19 +43,51 @@ STYLE: dict[Any, Any] = {
 
 
 def rate_distortion(scored: Sequence[Scored], title: str) -> dict[str, bytes]:
-    """PSNR over bpp of every arm (every seed is drawn), and ΔPSNR over the base at equal indices.
+    """PSNR over bpp of every arm, averaged over seeds, and what it gains.
+
+    With several λ the gain over the first base's curve at equal rate stands below, else ΔPSNR over each quantizer's
+    base at equal indices stands beside.
 
     Returns:
         "rate-distortion.png" and "rate-distortion.svg".
     """
+    several = len({s.lmbda for s in scored}) > 1
+    bars = [] if several else _gain_bars(scored)
+    size = (8, 7.6) if several else (11, max(4.4, 1.4 + 0.17 * len(bars)))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11, 4.4), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
-        _curves(left, scored)
-        _gains(right, scored)
+        figure = Figure(figsize=size, layout="constrained")
+        if several:
+            above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.25, 1))
+            _curves(above, scored)
+            _gain_curves(below, scored)
+        else:
+            left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+            _curves(left, scored)
+            _gains(right, scored, bars)
         figure.suptitle(title)
-        figure.legend(loc="outside right upper", fontsize=7)
+        figure.legend(handles=_legend(scored), loc="outside right upper", fontsize=8, handlelength=3.5)
         return _save(figure, "rate-distortion")
+
+
+def bd_rate_figures(
+    scored: Sequence[Scored], table: Sequence[Mapping[str, Any]], title: str
+) -> dict[str, bytes]:
+    """BD-rate per image, one figure for each relation that `table`, of `bd_rates`, has.
+
+    Returns:
+        "bd-rate-over-base.png", the like for controls and for the first quantizer's base, and the same as ".svg".
+    """
+    files: dict[str, bytes] = {}
+    for relation, (name, over) in BD_FIGURES.items():
+        rows = [row for row in table if row["relation"] == relation and row["per_image"]]
+        if rows:
+            anchor = f"{rows[0]['anchor_quantizer']}, {rows[0]['anchor_arm']}"
+            with mpl.rc_context(STYLE | {"axes.grid.axis": "x"}):
+                figure = Figure(figsize=(8, 1.5 + 0.34 * len(rows)), layout="constrained")
+                _bd_rates(figure.subplots(), scored, rows, over.format(anchor=anchor))
+                figure.suptitle(title)
+                files |= _save(figure, name)
+    return files
 
 
 def crops(images: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
@@ -90,50 +135,148 @@ def busiest_window(before: Pixels, after: Pixels, side: int) -> tuple[int, int]:
     return max(((top, left) for top in tops for left in lefts), key=inside)
 
 
+def _seed_curves(scored: Sequence[Scored]) -> dict[tuple[str, str], Floats]:
+    """(quantizer, arm) -> (seeds, 2, λ): bpp and PSNR in dB, means over images, by ascending λ.
+
+    Seeds that lack a λ another seed has are left out.
+    """
+    found: dict[tuple[str, str], dict[int | None, list[Scored]]] = {}
+    for s in sorted(scored, key=lambda s: s.lmbda):
+        found.setdefault((s.quantizer, s.arm), {}).setdefault(s.seed, []).append(s)
+    longest = {name: max(map(len, seeds.values())) for name, seeds in found.items()}
+    return {
+        name: np.array([mean_curve(curve) for curve in seeds.values() if len(curve) == longest[name]])
+        for name, seeds in found.items()
+    }
+
+
 def _curves(axes: Axes, scored: Sequence[Scored]) -> None:
-    lines: dict[tuple[str, str, int | None], list[Scored]] = {}
-    for s in scored:
-        lines.setdefault((s.quantizer, s.arm, s.seed), []).append(s)
-    labelled = set()
-    for (quantizer, arm, _), curve in lines.items():
-        points = sorted((s.mean("bpp"), s.mean("psnr_db")) for s in curve)
-        label = None if (quantizer, arm) in labelled else f"{quantizer}, {arm}"
-        labelled.add((quantizer, arm))
-        colour, marker = _style(scored, quantizer, arm)
-        axes.plot(
-            *zip(*points, strict=True), marker=marker, color=colour, ms=5, lw=1, alpha=0.85, label=label
-        )
-    axes.set(xlabel="rate in bits per pixel", ylabel="PSNR in dB (RGB, mean over images)")
+    several = len({s.lmbda for s in scored}) > 1
+    for (quantizer, arm), seeds in _seed_curves(scored).items():
+        axes.plot(*seeds.mean(0), **_style(scored, quantizer, arm), ms=4, lw=1, alpha=0.85)
+    if not several:
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set(xlabel="" if several else RATE_LABEL, ylabel="PSNR in dB (RGB, mean over images)")
 
 
-def _gains(axes: Axes, scored: Sequence[Scored]) -> None:
-    """Dots are images, bars their mean; arms whose indices differ from the base's have no place here."""
+def _gain_curves(axes: Axes, scored: Sequence[Scored]) -> None:
+    """Differences of quality at equal rate over the first base, by PCHIP over log rate, where the curves overlap."""
+    curves = _seed_curves(scored)
+    _log_rate(axes, np.concatenate([seeds[:, 0].ravel() for seeds in curves.values()]))
+    name = next(((s.quantizer, s.arm) for s in scored if s.is_base), None)
+    anchor = None if name is None else _interpolated(curves[name].mean(0))
+    if name is None or anchor is None:
+        axes.set(xlabel=RATE_LABEL)
+        return
+    for (quantizer, arm), seeds in curves.items():
+        style = _style(scored, quantizer, arm)
+        marker = style.pop("marker")
+        ours = _interpolated(seeds.mean(0))
+        if ours is not None:
+            overlap = np.linspace(max(anchor.x[0], ours.x[0]), min(anchor.x[-1], ours.x[-1]), 200)
+            axes.plot(np.exp(overlap), ours(overlap) - anchor(overlap), **style, lw=1, alpha=0.85)
+        gains = seeds[:, 1] - anchor(np.log(seeds[:, 0]))  # NaN outside the anchor's rates
+        mean = gains.mean(0)
+        reach = np.abs(np.stack([gains.min(0), gains.max(0)]) - mean)
+        points = {"fmt": marker, "color": style["color"], "ms": 4, "elinewidth": 0.8, "alpha": 0.85}
+        axes.errorbar(seeds[:, 0].mean(0), mean, reach, **points)
+    axes.set(xlabel=RATE_LABEL, ylabel=f"ΔPSNR in dB at equal rate\nover {name[0]}, {name[1]}")
+
+
+def _interpolated(curve: Floats) -> PchipInterpolator | None:
+    """Quality as a function of log rate; None where rates do not ascend."""
+    order = np.argsort(curve[0])
+    log_rate, quality = np.log(curve[0][order]), curve[1][order]
+    if len(order) < 2 or (np.diff(log_rate) <= 0).any():
+        return None
+    return PchipInterpolator(log_rate, quality, extrapolate=False)
+
+
+def _log_rate(axes: Axes, rates: Floats) -> None:
+    """A logarithmic axis whose ticks are plain numbers, few enough not to touch."""
+    axes.set_xscale("log")
+    wide = rates.max() / rates.min() > 3
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if wide else range(1, 10)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _gain_bars(scored: Sequence[Scored]) -> list[tuple[Scored, list[float]]]:
+    """Arms with their ΔPSNR per image over their base; those whose indices differ have no place here."""
     bars = []
     for s in scored:
         base = next(
             (o for o in scored if o.is_base and (o.lmbda, o.quantizer) == (s.lmbda, s.quantizer)), None
         )
-        if base is not None and not s.is_base and gain_db(s, base) is not None:
-            before = {row["image"]: row["psnr_db"] for row in base.images}
-            bars.append((s, [row["psnr_db"] - before[row["image"]] for row in s.images]))
+        gains = None if base is None or s.is_base else image_gains_db(s, base)
+        if gains is not None:
+            bars.append((s, list(gains.values())))
+    return bars
+
+
+def _gains(axes: Axes, scored: Sequence[Scored], bars: Sequence[tuple[Scored, Sequence[float]]]) -> None:
+    """Dots are images, bars their mean."""
     for place, (s, gains) in enumerate(bars):
-        colour, _ = _style(scored, s.quantizer, s.arm)
+        colour = _style(scored, s.quantizer, s.arm)["color"]
         axes.barh(place, np.mean(gains), color=colour, alpha=0.35 if s.is_control else 0.75)
         axes.plot(gains, np.full(len(gains), place), ".", color="black", ms=3, alpha=0.5)
-    several = len({s.lmbda for s in scored}) > 1
-    labels = [f"{s.quantizer}, {s.arm}" + (f", λ={s.lmbda:g}" if several else "") for s, _ in bars]
+    seeds = len({s.seed for s, _ in bars}) > 1
+    labels = [f"{s.quantizer}, {s.arm}" + (f", seed {s.seed}" if seeds else "") for s, _ in bars]
     axes.set_yticks(range(len(bars)), labels, fontsize=7)
     axes.invert_yaxis()
     axes.axvline(0, color="black", lw=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set(
         xlabel="ΔPSNR over the base in dB at equal indices\n(bars: mean, pale for controls; dots: images)"
     )
 
 
-def _style(scored: Sequence[Scored], quantizer: str, arm: str) -> tuple[str, str]:
-    quantizers = list(dict.fromkeys(s.quantizer for s in scored))
-    arms = list(dict.fromkeys(s.arm for s in scored))
-    return COLOURS[quantizers.index(quantizer) % len(COLOURS)], MARKERS[arms.index(arm) % len(MARKERS)]
+def _bd_rates(axes: Axes, scored: Sequence[Scored], rows: Sequence[Mapping[str, Any]], over: str) -> None:
+    """A row per pair: images as dots from the best to the worst, their mean with its interval."""
+    for place, row in enumerate(rows):
+        if place % 2:
+            axes.axhspan(place - 0.5, place + 0.5, color="0.95", zorder=0)
+        style = _style(scored, row["quantizer"], row["arm"])
+        values = np.sort(list(row["per_image"].values()))
+        heights = place + np.linspace(0.32, -0.32, len(values)) if len(values) > 1 else [place]
+        axes.plot(values, heights, ".", color=style["color"], ms=4, alpha=0.55)
+        if row["interval_percent"]:
+            axes.plot(row["interval_percent"], (place, place), color="black", lw=1.4)
+        axes.plot(
+            row["bd_rate_percent"], place, style["marker"], color=style["color"], ms=6, mec="black", mew=0.8
+        )
+    control = rows[0]["relation"] == "control"
+    labels = [
+        f"{row['quantizer']}, {row['arm']}" + (f" over {row['anchor_arm']}" if control else "")
+        for row in rows
+    ]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set(xlabel=f"BD-rate in % {over}\n(dots: images; marker and bar: mean and its 95 % interval)")
+
+
+def _legend(scored: Sequence[Scored]) -> list[Line2D]:
+    """Colours of the quantizers, then dashes and markers of the arms."""
+    quantizers, arms = _names(scored)
+    colours = [Line2D([], [], color=_style(scored, q, arms[0])["color"], lw=3, label=q) for q in quantizers]
+    styles = [_style(scored, quantizers[0], arm) | {"color": "0.25", "label": arm} for arm in arms]
+    return [*colours, *(Line2D([], [], ms=4, lw=1, **style) for style in styles)]
+
+
+def _names(scored: Sequence[Scored]) -> tuple[list[str], list[str]]:
+    """Quantizers and arms in their order."""
+    return list(dict.fromkeys(s.quantizer for s in scored)), list(dict.fromkeys(s.arm for s in scored))
+
+
+def _style(scored: Sequence[Scored], quantizer: str, arm: str) -> dict[str, Any]:
+    quantizers, arms = _names(scored)
+    place = arms.index(arm)
+    return {
+        "color": COLOURS[quantizers.index(quantizer) % len(COLOURS)],
+        "marker": MARKERS[place % len(MARKERS)],
+        "linestyle": DASHES[place % len(DASHES)],
+    }
 
 
 def _save(figure: Figure, name: str) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""What the report says: gains only at equal indices and bits, BD-rate with four λ, pictures that are pictures."""
+"""What the report says: who is compared with whom, gains only at equal indices and bits, pictures that are pictures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.report import _csv, _markdown
-from pipeline.comparison import Scored, bd_rates, gain_db, gain_percent, rows
+from jobs.report_tables import as_csv, as_markdown
+from pipeline.comparison import Scored, gain_db, gain_percent, rows
 from pipeline.figures import busiest_window, crops, rate_distortion
 
 IMAGES = ("a", "b", "c")
@@ -74,29 +74,19 @@ def test_the_cost_compares_whatever_the_indices() -> None:
     assert rows([base, other])[0]["cost_over_base_percent"] is None
 
 
-def test_bd_rate_needs_four_rates_and_is_per_image() -> None:
-    lmbdas = (0.0035, 0.0067, 0.013, 0.025)
-    arms = [scored(arm, gain, lmbda=lm) for lm in lmbdas for arm, gain in (("base", 0.0), ("paper", 0.2))]
-    (row,) = bd_rates(arms)
-    assert (row["arm"], row["anchor"]) == ("paper", "tcq8 base")
-    # quality is 8 · log10(rate), so 0.2 dB are worth 10^(−0.2/8) of the rate
-    assert row["bd_rate_percent"] == pytest.approx(100 * (10 ** (-0.2 / 8) - 1), abs=0.02)
-    assert len(row["per_image"]) == len(IMAGES)
-    assert bd_rates(arms[:6]) == []
-
-
 def test_tables_are_aligned_and_say_what_is_not_comparable() -> None:
     table = rows(
         [scored("base", 0.0), scored("paper", 0.25, seed=0), scored("noise", 0.1, seed=0, indices="x")]
     )
-    text = _markdown("small", table, [], 3, "bitstream", ["report.csv"])
+    tables = {"table": table, "bd_rate": [], "gains": []}
+    text = as_markdown("small", tables, dict.fromkeys(IMAGES, "x.png"), "bitstream", ["report.csv"])
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1
     assert "+0.250" in lines[3]
     assert lines[4].count("—") >= 2
     assert "bpp (files)" in lines[0]
     assert "prove the plumbing, not the gain" in text
-    assert _csv(table).decode().splitlines()[0].startswith("lmbda,quantizer,arm,seed,bpp")
+    assert as_csv(table).decode().splitlines()[0].startswith("lmbda,quantizer,arm,seed,bpp")
 
 
 def test_figures_are_pictures_and_deterministic() -> None:

@@ -26,8 +26,8 @@ from storage.keys import digest, sha256
 
 VERSIONS = {
     **dict.fromkeys(("ingest", "train", "import", "finetune"), 1),
-    **dict.fromkeys(("quantize", "evaluate", "report"), 2),
-    **dict.fromkeys(("tables", "tune"), 3),
+    **dict.fromkeys(("quantize", "evaluate"), 2),
+    **dict.fromkeys(("tables", "tune", "report"), 3),
 }
 
 KEYS = {
