@@ -116,8 +116,8 @@ def _cells(row: Row, over: Sequence[str]) -> list[str]:
         f"{row['bpp']:.4f}",
         f"{row['psnr_db']:.3f}",
         "—" if row["ms_ssim"] is None else f"{row['ms_ssim']:.4f}",
-        _number(row["cost_over_base_percent"], "+.2f", " %"),
-        *(_number(row[column], "+.3f") for column in over),
+        _number(row["cost_over_base_percent"], "+z.2f", " %"),
+        *(_number(row[column], "+z.3f") for column in over),
     ]
 
 
@@ -144,10 +144,10 @@ def _bd_cells(row: Row) -> list[str]:
         row["quantizer"],
         row["arm"],
         _anchor(row),
-        _number(row["bd_rate_percent"], "+.2f", " %"),
-        _range(row["interval_percent"], "+.2f", " %"),
-        _seeds(row["seeds_percent"], "+.2f", " %"),
-        _number(row["mean_curves_percent"], "+.2f", " %"),
+        _number(row["bd_rate_percent"], "+z.2f", " %"),
+        _range(row["interval_percent"], "+z.2f", " %"),
+        _seeds(row["seeds_percent"], "+z.2f", " %"),
+        _number(row["mean_curves_percent"], "+z.2f", " %"),
         f"{compared} of {compared + len(row['not_comparable'])}",
     ]
 
@@ -167,9 +167,9 @@ def _gains(gains: Sequence[Row]) -> list[str]:
     head += ["seeds", "worth in rate", "95 % interval"]
     rows = [row for row in gains if row["relation"] in {"base", "control"}]
     return [
-        "Averaged over seeds; intervals as above. ΔPSNR at equal indices and bits, with its seeds; what it is worth in "
-        "rate follows from the slope of the base's mean curve at this λ, which takes four λ. The other pairs are in "
-        "gains.csv.",
+        "Averaged over seeds; intervals are paired bootstraps over images. ΔPSNR at equal indices and bits, with its "
+        "seeds; what it is worth in rate follows from the slope of the base's mean curve at this λ, which takes four "
+        "λ. The other pairs are in gains.csv.",
         "",
         *_table(head, [_gain_cells(row) for row in sorted(rows, key=lambda row: row["lmbda"])]),
     ]
@@ -181,13 +181,13 @@ def _gain_cells(row: Row) -> list[str]:
         row["quantizer"],
         row["arm"],
         row["anchor_arm"],
-        _number(row["cost_percent"], "+.2f", " %"),
-        _range(row["cost_percent_interval"], "+.2f", " %"),
-        _number(row["psnr_db"], "+.3f"),
-        _range(row["psnr_db_interval"], "+.3f"),
-        _seeds(row["psnr_db_seeds"], "+.3f"),
-        _number(row["rate_percent"], "+.2f", " %"),
-        _range(row["rate_percent_interval"], "+.2f", " %"),
+        _number(row["cost_percent"], "+z.2f", " %"),
+        _range(row["cost_percent_interval"], "+z.2f", " %"),
+        _number(row["psnr_db"], "+z.3f"),
+        _range(row["psnr_db_interval"], "+z.3f"),
+        _seeds(row["psnr_db_seeds"], "+z.3f"),
+        _number(row["rate_percent"], "+z.2f", " %"),
+        _range(row["rate_percent_interval"], "+z.2f", " %"),
     ]
 
 

@@ -180,7 +180,13 @@ def _gain_curves(axes: Axes, scored: Sequence[Scored]) -> None:
         reach = np.abs(np.stack([gains.min(0), gains.max(0)]) - mean)
         points = {"fmt": marker, "color": style["color"], "ms": 4, "elinewidth": 0.8, "alpha": 0.85}
         axes.errorbar(seeds[:, 0].mean(0), mean, reach, **points)
-    axes.set(xlabel=RATE_LABEL, ylabel=f"ΔPSNR in dB at equal rate\nover {name[0]}, {name[1]}")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -0.005), max(high, 0.005))  # dB: rounding errors are not stretched over the panel
+    several = any(len(seeds) > 1 for seeds in curves.values())
+    axes.set(
+        xlabel=RATE_LABEL + ("\n(bars below: the least and the most of the seeds)" if several else ""),
+        ylabel=f"ΔPSNR in dB at equal rate\nover {name[0]}, {name[1]}",
+    )
 
 
 def _interpolated(curve: Floats) -> PchipInterpolator | None:
@@ -195,8 +201,8 @@ def _interpolated(curve: Floats) -> PchipInterpolator | None:
 def _log_rate(axes: Axes, rates: Floats) -> None:
     """A logarithmic axis whose ticks are plain numbers, few enough not to touch."""
     axes.set_xscale("log")
-    wide = rates.max() / rates.min() > 3
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if wide else range(1, 10)))
+    wide = rates.max() > 3 * rates.min()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)) if wide else MaxNLocator(6))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from jobs.report import make_report, show
 from jobs.report_tables import as_csv, as_markdown, flat
 from pipeline.bootstrap import interval
 from pipeline.comparison import Scored, pairs, rows
 from pipeline.figures import bd_rate_figures, rate_distortion
 from pipeline.metrics import bd_rate
 from pipeline.rate_gains import bd_rates, gains, log_rate_slopes, mean_curve
+from storage.keys import canonical_json
+from storage.workspace import Workspace
 
 LMBDAS = (0.0018, 0.0067, 0.013, 0.025, 0.0483)
 KINDS = {
@@ -227,3 +233,30 @@ def test_figures_of_many_curves_are_pictures_and_deterministic() -> None:
     assert files == rate_distortion(arms, "x") | bd_rate_figures(arms, bd_rates(arms), "x")
     for name in names:
         assert Image.open(io.BytesIO(files[f"{name}.png"])).size[0] > 1000
+
+
+def test_the_report_has_all_tables_and_the_terminal_the_short_ones(tmp_path: Path) -> None:
+    workspace = Workspace.open(str(tmp_path))
+    entries = []
+    for s in [*curve("base"), *curve("noise", seed=0, rate=(0.97,) * 3)]:
+        axes = {
+            name: getattr(s, name)
+            for name in ("lmbda", "quantizer", "arm", "seed", "parts", "latents", "recipe")
+        }
+        blob = canonical_json({"images": s.images, "rate": "tables"})
+        entries.append({"scores": workspace.blobs.put(blob, ".json"), **axes})
+    manifest = {"images": [{"digest": f"d{i}", "source": f"photos/{i}.png"} for i in range(3)]}
+    blobs, _ = make_report(
+        str(tmp_path), "x", entries, workspace.blobs.put(canonical_json(manifest), ".json")
+    )
+    report = json.loads(workspace.blobs.get(blobs["report.json"]))
+    assert report["bd_rate"][0]["bd_rate_percent"] == pytest.approx(-3, abs=1e-9)
+    assert len(report["gains"]) == len(LMBDAS)
+    assert {"report.csv", "bd-rate.csv", "gains.csv", "bd-rate-over-base.png"} <= set(blobs)
+
+    console = Console(file=io.StringIO(), width=200)
+    show(workspace, {"axes": {"experiment": "x"}, "outputs": {"report": {"files": blobs}}}, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "-3.00 … -3.00 %" in shown
+    assert "Gains at each λ" not in shown
+    assert "Gains at each λ" in (tmp_path / "reports/x/report.md").read_text()
