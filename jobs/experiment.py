@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from jobs.arms import Arm, controlled, ordered
 from jobs.fields import Channels, Metric, Name, Section, Seed, as_list, distinct
 from jobs.quantizer_section import QuantizerSection
 
@@ -112,58 +113,6 @@ class Tune(Section):
     refine: bool = True  # also the tables, by counts and centroids
 
 
-class Arm(Section):
-    """What is finetuned on what. An empty mapping is the base codec, as trained."""
-
-    parts: Literal["none", "decoder", "decoder+scale"] = "none"
-    latents: Literal["quantized", "noise", "rounded"] = "quantized"
-    steps: PositiveInt = 5_000
-    batch: PositiveInt = 8
-    crop: Annotated[int, Field(ge=96, multiple_of=16)] = (
-        256  # pixels, the margin of 2 latents a side included
-    )
-    learning_rate: PositiveFloat = 1e-4
-    warmup: Annotated[int, Field(ge=0)] = 50
-    clip: PositiveFloat = 1.0
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-
-    @model_validator(mode="after")
-    def _fits(self) -> Arm:
-        if self.parts == "none" and self.model_fields_set - {"parts"}:
-            extra = ", ".join(sorted(self.model_fields_set - {"parts"}))
-            raise ValueError(f"an arm without `parts` is the base codec and takes no {extra}")
-        if self.parts == "decoder+scale" and self.latents != "quantized":
-            raise ValueError(
-                "`parts: decoder+scale` needs `latents: quantized`: its rate is that of stored indices"
-            )
-        return self
-
-    @property
-    def is_control(self) -> bool:
-        """Whether this arm sees simulated instead of real quantization."""
-        return self.parts != "none" and self.latents != "quantized"
-
-    def unlike(self, other: Arm) -> list[str]:
-        """Where the training of two arms differs, with both values; what is trained on what does not count."""
-        mine, theirs = (arm.model_dump(exclude={"parts", "latents"}) for arm in (self, other))
-        return [f"{key} {mine[key]} against {theirs[key]}" for key in mine if mine[key] != theirs[key]]
-
-
-def _controlled(arms: dict[str, Arm]) -> dict[str, Arm]:
-    """A control controls for nothing unless some arm on quantized latents is trained just like it."""
-    real = {name: arm for name, arm in arms.items() if arm.parts != "none" and not arm.is_control}
-    for name, control in arms.items():
-        if control.is_control and real:
-            unlike = {other: control.unlike(arm) for other, arm in real.items()}
-            nearest = min(unlike, key=lambda other: len(unlike[other]))
-            if unlike[nearest]:
-                raise ValueError(
-                    f"expected the control {name!r} to be trained like an arm on quantized latents, found "
-                    f"{', '.join(unlike[nearest])} in the nearest, {nearest!r}; give both the same"
-                )
-    return arms
-
-
 def _compared(metrics: list[Metric]) -> list[Metric]:
     if "psnr" not in metrics:
         raise ValueError("expected `psnr` among them, by which the report compares")
@@ -221,7 +170,7 @@ class Experiment(Section):
     latents: Latents = Latents()
     tune: Tune = Tune()
     quantizers: Annotated[dict[Name, QuantizerSection], Field(min_length=1)]
-    arms: Annotated[dict[Name, Arm], Field(min_length=1), AfterValidator(_controlled)]
+    arms: Annotated[dict[Name, Arm], Field(min_length=1), AfterValidator(ordered), AfterValidator(controlled)]
     seeds: Annotated[list[Seed], BeforeValidator(as_list), Field(min_length=1), AfterValidator(distinct)] = [
         0
     ]
@@ -238,7 +187,7 @@ class Experiment(Section):
             and any(a.parts != "none" for a in self.arms.values())
         ):
             raise ValueError("`latents.images` is needed where there is no `train.images` to take them from")
-        if self.tuning_images is None and any(q.tune for q in self.quantizers.values()):
+        if self.tuning_images is None and self.tunes:
             raise ValueError("`tune.images` is needed where there are no images of `train` or `latents`")
         if len(set(self.lmbdas)) != len(self.lmbdas):
             raise ValueError(f"`codec` holds two codecs of one λ, found {self.lmbdas}")
@@ -248,6 +197,11 @@ class Experiment(Section):
     def lmbdas(self) -> list[float]:
         """The λ axis: those to train, or those of the given codecs."""
         return list(self.train.lmbda) if self.train else [codec.lmbda for codec in self.codec]
+
+    @property
+    def tunes(self) -> bool:
+        """Whether some quantizer is tuned."""
+        return any(q.tune for q in self.quantizers.values()) or any(a.retune for a in self.arms.values())
 
     @property
     def latent_images(self) -> Images | None:

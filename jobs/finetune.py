@@ -102,8 +102,10 @@ def _data(
 
 def _control(arm: FinetuneSettings, found: dict[str, RaggedArrays], mse: float) -> Control:
     """What simulates the quantizer in place of its latents; nothing for the arm itself."""
-    from pipeline.training.finetune import Control, noise_widths, rounding_step
+    from pipeline.training.finetune import Control, noise_widths, rounding_step, unit_widths
 
+    if arm.latents == "uniform":
+        return Control(noise_width=unit_widths())
     if arm.latents == "noise":
         errors = (a.astype("f4") - b for a, b in zip(found["reconstruction"], found["latent"], strict=True))
         return Control(noise_width=noise_widths(errors, found["sigma_index"]))

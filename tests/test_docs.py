@@ -9,7 +9,7 @@ import typer
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
-from jobs import experiment
+from jobs import arms, experiment
 from jobs.cli import app
 from jobs.fields import Section
 from jobs.quantizer_section import QuantizerSection
@@ -25,7 +25,7 @@ SECTIONS: dict[str, type[Section]] = {
     "`latents`": experiment.Latents,
     "`tune`": experiment.Tune,
     "`quantizers`": QuantizerSection,
-    "`arms`": experiment.Arm,
+    "`arms`": arms.Arm,
     "`evaluate`": experiment.Evaluate,
     "`resources`": experiment.TrainResources,
 }

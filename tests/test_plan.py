@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from jobs.experiment import Experiment, ExperimentError, load
+from jobs.graph import expand
 from jobs.ingest import EmptyFolder
-from jobs.plan import expand, explain, resolve, select
+from jobs.plan import explain, resolve, select
 from jobs.quantize import set_key
 from jobs.stage import Node
 
@@ -284,3 +285,35 @@ def test_held_out_images_are_measured_and_decide_nothing(file: str, tmp_path: Pa
 def test_both_file_and_digest_are_refused(file: str) -> None:
     with pytest.raises(ExperimentError, match=r"train\.start: .*expected exactly one of `file` and `digest`"):
         load(file, ["train.start={}"])
+
+
+def test_an_arm_after_another_quantizes_with_its_codec(file: str) -> None:
+    arms = (
+        "arms={base: {}, paper: {parts: decoder+scale}, tables: {after: paper, retune: true}, "
+        "more: {parts: decoder, after: paper}}"
+    )
+    nodes = {node.id: node for node in expand(load(file, [arms]))}
+    axes = "lmbda=0.013 quantizer=tcq8 arm="
+    paper = f"finetune {axes}paper seed=1"
+    tuned = nodes[f"tune {axes}tables seed=1"]
+    assert tuned.inputs["codec"].node == paper
+    scores = nodes[f"evaluate {axes}tables seed=1"].inputs
+    assert (scores["codec"].node, scores["tables"].node) == (paper, tuned.id)
+    assert f"quantize {axes}tables seed=1" not in nodes  # nothing is trained on them
+    latents = nodes[f"quantize {axes}more seed=1"].inputs
+    assert (latents["codec"].node, latents["tables"].node) == (paper, "tables quantizer=tcq8")
+    trained = nodes[f"finetune {axes}more seed=1"].inputs
+    assert (trained["codec"].node, trained["latents"].node) == (paper, f"quantize {axes}more seed=1")
+    assert nodes[f"evaluate {axes}more seed=1"].inputs["codec"].node == f"finetune {axes}more seed=1"
+
+
+def test_the_report_compares_rounds_of_one_recipe(file: str) -> None:
+    arms = (
+        "arms={base: {}, paper: {parts: decoder}, noise: {parts: decoder, latents: noise}, "
+        "noise2: {parts: decoder, latents: uniform, after: noise}, paper2: {parts: decoder, after: paper}, "
+        "tables: {after: noise2, retune: true}}"
+    )
+    said = expand(load(file, [arms]))[-1].settings["arms"]
+    recipes = {name: arm.pop("recipe") for name, arm in said.items()}
+    assert recipes["paper"] == recipes["noise"] != recipes["paper2"] == recipes["noise2"]
+    assert said["tables"] == {"parts": "tables", "latents": "uniform"}

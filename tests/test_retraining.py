@@ -9,7 +9,8 @@ from rich.console import Console
 
 from jobs.cluster import Cluster
 from jobs.experiment import AllResources, Experiment, check
-from jobs.plan import expand, resolve
+from jobs.graph import expand
+from jobs.plan import resolve
 from jobs.progress import Board
 from jobs.run import Drive, RunFailed, run
 from jobs.session import WouldRetrain, _refuse_retraining

@@ -44,6 +44,7 @@ ROUNDING_SAMPLES = 1 << 24
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "quantized": ("reconstruction",),
     "noise": ("latent", "sigma_index"),
+    "uniform": ("latent", "sigma_index"),
     "rounded": ("latent", "means"),
 }
 SCALE_FIELDS = ("indices", "contexts", "features")
@@ -54,7 +55,7 @@ class FinetuneSettings:
     """As in the experiment file's `arms`, for one λ and seed."""
 
     parts: str  # decoder, decoder+scale
-    latents: str  # quantized, noise, rounded
+    latents: str  # quantized, noise, uniform, rounded
     lmbda: float
     steps: int
     batch: int
@@ -71,7 +72,7 @@ class Control:
     """How a control simulates the arm's quantizer; empty for the arm itself.
 
     Attributes:
-        noise_width: width of the uniform noise per σ index, float32 (64,): √(12 · E(ŷ − y)²) as measured.
+        noise_width: width of the uniform noise per σ index, float32 (64,): √(12 · E(ŷ − y)²) as measured, or 1.
         rounding_step: step of the plain rounding whose MSE is the arm's.
         mse: what that rounding has.
     """
@@ -217,6 +218,11 @@ def noise_widths(errors: Iterable[Array], sigma_indices: Iterable[Array]) -> npt
         square += np.bincount(index.ravel(), np.square(error, dtype=np.float64).ravel(), SIGMA_LEVELS)
         count += np.bincount(index.ravel(), minlength=SIGMA_LEVELS)
     return np.sqrt(12 * square / np.maximum(count, 1)).astype(np.float32)
+
+
+def unit_widths() -> npt.NDArray[np.float32]:
+    """Of the usual noise in [−½, ½), whatever the quantizer's step; float32 (64,)."""
+    return np.ones(SIGMA_LEVELS, np.float32)
 
 
 def rounding_step(residuals: Iterable[Array], count: int, mse: float) -> tuple[float, float]:
