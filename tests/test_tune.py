@@ -274,6 +274,27 @@ def test_a_finetuned_codec_is_tuned_again(reference: Lab, tmp_path: Path) -> Non
     assert "1 tune" in lab.run(*TUNED, stage="tune").splitlines()[0]  # that of the base codec stands
 
 
+ROUND = "arms.round={parts: decoder, after: scale, retune: true, steps: 6, batch: 2, crop: 96, precision: float32}"
+
+
+def test_a_round_tunes_quantizes_and_finetunes_for_the_codec_before(reference: Lab, tmp_path: Path) -> None:
+    lab = reference.copy(tmp_path / "workspace")
+    lab.run(ROUND, "tune.count=4", "tune.crop=64", only={"quantizer": "tcq4", "arm": "round"})
+    before = lab.record("finetune", quantizer="tcq4", arm="scale")
+    after = lab.record("finetune", quantizer="tcq4", arm="round")
+    tables = lab.record("tune")["outputs"]["tables"]["digest"]
+    assert (
+        after["reads"]["codec"]
+        == before["outputs"]["codec"]["digest"]
+        == lab.record("tune")["reads"]["codec"]
+    )
+    assert after["reads"]["tables"] == tables
+    assert after["reads"]["latents"] != before["reads"]["latents"]
+    scores = lab.record("evaluate", quantizer="tcq4", arm="round")
+    assert scores["reads"]["codec"] == after["outputs"]["codec"]["digest"]
+    assert scores["reads"]["tables"] == tables
+
+
 def test_mlflow_shows_every_try_and_the_outcome(reference: Lab, tmp_path: Path) -> None:
     lab = reference.copy(tmp_path / "workspace")
     lab.run(*TUNED, stage="tune", tracking=None)
