@@ -89,6 +89,7 @@ class Train(Section):
     )
     clip: PositiveFloat = 1.0  # largest norm of the gradient
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    weights: Literal["float32", "bfloat16"] = "float32"  # of the finished codec, rounded before it is used
     seed: Seed = 0
 
 

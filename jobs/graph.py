@@ -30,7 +30,8 @@ from storage.keys import digest, sha256
 # Settings added after a stage's first version, with the default they had then: left out of the key at that value,
 # so that older results stay valid.
 LATER_SETTINGS: Mapping[str, Mapping[str, object]] = {
-    "tables": {"context": "quantizer", "offset": None, "tune": False}
+    "tables": {"context": "quantizer", "offset": None, "tune": False},
+    "train": {"weights": "float32"},
 }
 
 # What of the section `train` decides how the trainings depend on each other, not what one of them computes.

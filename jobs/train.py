@@ -91,7 +91,8 @@ def train_codec(
         if "metrics" not in message:
             yield message
             continue
-        codec = Codec.from_network(training.network.cpu().float().eval())
+        network = training.network.cpu().float().eval()
+        codec = Codec.from_network(network, rounded=settings.get("weights") == "bfloat16")
         note = {"lmbda": settings["lmbda"], "precision": training.precision, "device": training.device.type}
         yield commit_codec(workspace, codec, message["metrics"], note)
 

@@ -438,6 +438,17 @@ def test_scales_pass_gradients_from_below_the_bound(codec: Codec) -> None:
     assert functional.relu(side.scale_rows.bias).max() == 0
 
 
+def test_rounded_weights_take_half_the_space_and_come_back() -> None:
+    whole = Codec.from_network(network())
+    codec = Codec.from_network(network(), rounded=True)
+    again = Codec.from_bytes(codec.to_bytes())
+    assert again.digests() == codec.digests() != whole.digests()
+    theirs, ours = again.network.state_dict(), codec.network.state_dict()
+    assert all(leaf.dtype == torch.float32 and torch.equal(leaf, ours[name]) for name, leaf in theirs.items())
+    saved = sum(2 * leaf.numel() for leaf in ours.values())
+    assert len(whole.to_bytes()) - len(codec.to_bytes()) == pytest.approx(saved, rel=0.01)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_transposed_convolution_has_torchs_values_and_gradients(dtype: torch.dtype) -> None:
     ours = Deconv(6, 4).to(dtype)

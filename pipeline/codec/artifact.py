@@ -1,7 +1,8 @@
 """A finished codec: float network, integer hyper synthesis, integer hyper table; and its checkpoint.
 
-A checkpoint is one safetensors file: the network's float32 leaves (`network.…`), the integers that coding uses
-(`integer.…`, `hyper_table.…`), and one JSON value of metadata, so its bytes are a function of the codec alone.
+A checkpoint is one safetensors file: the network's leaves (`network.…`), the integers that coding uses (`integer.…`,
+`hyper_table.…`), and one JSON value of metadata, so its bytes are a function of the codec alone. A network whose every
+weight is a bfloat16 number is stored as such, in half the space; others as float32.
 Suffixes: as in `pipeline.codec.contract`.
 """
 
@@ -56,13 +57,19 @@ class Codec:
     hyper_table: HyperTable
 
     @classmethod
-    def from_network(cls, network: MeanScaleHyperprior) -> Self:
+    def from_network(cls, network: MeanScaleHyperprior, *, rounded: bool = False) -> Self:
         """Finalise a trained network: copy it, round its hyper synthesis and its prior to integers.
+
+        Args:
+            rounded: first round every weight to bfloat16, which halves the checkpoint.
 
         Raises:
             ValueError: a parameter that is not finite, or too large for exact integers; names it.
         """
-        copy = _network_from(network.N, network.M, network.state_dict())
+        state = network.state_dict()
+        if rounded:
+            state = {name: leaf.bfloat16() for name, leaf in state.items()}
+        copy = _network_from(network.N, network.M, state)
         synthesis = IntegerSynthesis.from_float(copy.h_s, copy.entropy_bottleneck.medians)
         return cls(copy, synthesis, HyperTable.from_prior(copy.entropy_bottleneck))
 
@@ -150,7 +157,11 @@ class Codec:
 
     def to_bytes(self) -> bytes:
         """The checkpoint as safetensors; equal codecs give equal bytes."""
-        data: bytes = safetensors.torch.save(self._tensors(), {METADATA_KEY: self._metadata()})
+        tensors = self._tensors()
+        narrow = {name: leaf.bfloat16() for name, leaf in tensors.items() if name.startswith("network.")}
+        if all(torch.equal(leaf.float(), tensors[name]) for name, leaf in narrow.items()):
+            tensors |= narrow
+        data: bytes = safetensors.torch.save(tensors, {METADATA_KEY: self._metadata()})
         return data
 
     @classmethod
@@ -190,8 +201,11 @@ class Codec:
         )
 
     def _tensors(self) -> dict[str, Tensor]:
-        network = {f"network.{name}": leaf for name, leaf in self.network.state_dict().items()}
-        leaves = network | self.synthesis.tensors() | self.hyper_table.tensors()
+        leaves = (
+            {f"network.{name}": leaf for name, leaf in self.network.state_dict().items()}
+            | self.synthesis.tensors()
+            | self.hyper_table.tensors()
+        )
         return {name: leaf.cpu().contiguous() for name, leaf in leaves.items()}
 
     def _metadata(self) -> str:
@@ -291,7 +305,8 @@ def _check_leaves(tensors: Mapping[str, Tensor], N: int, M: int) -> None:
         if name not in tensors:
             raise ValueError(f"{name}: expected {dtype} {shape}, found nothing; the checkpoint is incomplete")
         found = tensors[name]
-        if found.dtype != dtype or tuple(found.shape) != shape:
+        stored = {dtype, torch.bfloat16} if name.startswith("network.") else {dtype}
+        if found.dtype not in stored or tuple(found.shape) != shape:
             raise ValueError(f"{name}: expected {dtype} {shape}, found {found.dtype} {tuple(found.shape)}")
     if unknown := sorted(tensors.keys() - expected.keys()):
         raise ValueError(f"{unknown[0]}: unknown leaf in a {ARCHITECTURE} checkpoint of N = {N}, M = {M}")
