@@ -131,6 +131,14 @@ class Evaluate(Section):
     rate: Literal["bitstream", "tables"] = "bitstream"  # sizes of real files, or ideal code lengths
 
 
+class Report(Section):
+    """What the report shows beside the arms."""
+
+    references: dict[
+        Name, Annotated[list[tuple[PositiveFloat, float]], Field(min_length=1)]
+    ] = {}  # [bpp, psnr_db]
+
+
 class Resources(Section):
     """How one stage executes; enters no key."""
 
@@ -176,6 +184,7 @@ class Experiment(Section):
         0
     ]
     evaluate: Evaluate
+    report: Report = Report()
     resources: AllResources = AllResources()
 
     @model_validator(mode="after")

@@ -251,6 +251,8 @@ def _report_node(experiment: Experiment, scores: list[Node], images: Node) -> No
     arms = {name: _arm_of_report(experiment.arms, name) for name in experiment.arms}
     axes = {node.id: dict(node.axes) for node in scores}
     settings = {"title": experiment.name, "arms": arms, "scores": axes}
+    if experiment.report.references:
+        settings["references"] = experiment.report.model_dump(mode="json")["references"]
     return Node("report", {"experiment": experiment.name}, settings, inputs)
 
 

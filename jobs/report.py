@@ -36,21 +36,25 @@ def compute(task: Task) -> Outcome:
         {"scores": task.inputs[name]["blob"], **{"seed": None} | axes[name], **arms[axes[name]["arm"]]}
         for name in axes
     ]
-    args = (task.workspace.root, task.node.settings["title"], entries, task.inputs["images"]["blob"])
+    title, references = task.node.settings["title"], task.node.settings.get("references", {})
+    args = (task.workspace.root, title, entries, task.inputs["images"]["blob"], references)
     files, table = task.cluster.run(make_report, args, task.share)
     output = {"kind": "report", "digest": digest(files), "files": files, "note": {}}
     return Outcome({"report": output}, {"arms": len(table)})
 
 
 def make_report(
-    root: str, name: str, entries: list[dict[str, Any]], manifest: str
+    root: str, name: str, entries: list[dict[str, Any]], manifest: str, curves: dict[str, list[list[float]]]
 ) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Runs in a worker: the blobs of the files by name, and the table's rows."""
     from pipeline.comparison import Scored, rows
     from pipeline.figures import bd_rate_figures, crops, rate_distortion
-    from pipeline.rate_gains import bd_rates, gains
+    from pipeline.rate_gains import bd_rates, gains, over_references
 
     workspace = Workspace.open(root)
+    references = {
+        reference: [(bpp, psnr_db) for bpp, psnr_db in curve] for reference, curve in curves.items()
+    }
     blobs = [json.loads(workspace.blobs.get(entry["scores"])) for entry in entries]
     scored = [
         Scored(
@@ -67,9 +71,10 @@ def make_report(
     ]
     names = {r["digest"]: Path(r["source"]).name for r in json.loads(workspace.blobs.get(manifest))["images"]}
     tables = {"table": rows(scored), "bd_rate": bd_rates(scored), "gains": gains(scored)}
+    tables["references"] = over_references(scored, references)
     pair = _before_after(scored)
     title = f"{name}: {len(names)} test images"
-    files = rate_distortion(scored, title) | bd_rate_figures(scored, tables["bd_rate"], title)
+    files = rate_distortion(scored, title, references) | bd_rate_figures(scored, tables["bd_rate"], title)
     if pair:
         files |= crops(_crops(workspace, names, [(scored[i], blobs[i]) for i in pair]))
     detail = [{**entry, **blob} for entry, blob in zip(entries, blobs, strict=True)]

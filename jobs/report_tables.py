@@ -62,7 +62,7 @@ def as_markdown(
 
     Args:
         name: of the experiment.
-        tables: `table`, `bd_rate` and `gains`.
+        tables: `table`, `bd_rate`, `gains` and `references`.
         images: digest -> name of the test images.
         rate: what the rate is; a key of `RATES`.
         files: the other files of the report.
@@ -71,6 +71,8 @@ def as_markdown(
     lines += _arms(tables["table"], RATES[rate][0])
     if tables["bd_rate"]:
         lines += ["", "## BD-rate", "", *_bd_rates(tables["bd_rate"], images)]
+    if tables.get("references"):
+        lines += ["", "## Over curves from elsewhere", "", *_references(tables["references"])]
     lines += ["", LIMITS]
     if tables["gains"]:
         lines += ["", f"## {GAINS_TITLE}", "", *_gains(tables["gains"])]
@@ -219,3 +221,13 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
         for line in [head, *body]
     ]
     return [drawn[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *drawn[1:]]
+
+
+def _references(table: Sequence[Row]) -> list[str]:
+    """Mean curves of the bases over those that the experiment file names."""
+    lines = ["| over | base of | BD-rate of the mean curves |", "|---|---|---|"]
+    for row in table:
+        value = row["bd_rate_percent"]
+        shown = row["reason"] if value is None else f"{value:+.2f} %"
+        lines.append(f"| {row['reference']} | {row['quantizer']} | {shown} |")
+    return lines

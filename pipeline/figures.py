@@ -17,7 +17,7 @@ from scipy.interpolate import PchipInterpolator
 
 from pipeline.bootstrap import Floats
 from pipeline.comparison import Scored, image_gains_db
-from pipeline.rate_gains import mean_curve
+from pipeline.rate_gains import References, mean_curve
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -42,11 +42,16 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def rate_distortion(scored: Sequence[Scored], title: str) -> dict[str, bytes]:
+def rate_distortion(
+    scored: Sequence[Scored], title: str, references: References | None = None
+) -> dict[str, bytes]:
     """PSNR over bpp of every arm, averaged over seeds, and what it gains.
 
     With several λ the gain over the first base's curve at equal rate stands below, else ΔPSNR over each quantizer's
     base at equal indices stands beside.
+
+    Args:
+        references: curves from elsewhere, drawn in grey: name -> (bpp, PSNR in dB) of each point.
 
     Returns:
         "rate-distortion.png" and "rate-distortion.svg".
@@ -59,10 +64,12 @@ def rate_distortion(scored: Sequence[Scored], title: str) -> dict[str, bytes]:
         if several:
             above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.25, 1))
             _curves(above, scored)
+            _references(above, references or {})
             _gain_curves(below, scored)
         else:
             left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
             _curves(left, scored)
+            _references(left, references or {})
             _gains(right, scored, bars)
         figure.suptitle(title)
         figure.legend(handles=_legend(scored), loc="outside right upper", fontsize=8, handlelength=3.5)
@@ -157,6 +164,24 @@ def _curves(axes: Axes, scored: Sequence[Scored]) -> None:
     if not several:
         axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set(xlabel="" if several else RATE_LABEL, ylabel="PSNR in dB (RGB, mean over images)")
+
+
+def _references(axes: Axes, references: References) -> None:
+    """In grey, each with its name at its end, as far as the rates of the other curves reach."""
+    axes.margins(0.08)
+    low, high = axes.get_xlim()
+    for name, points in references.items():
+        order = sorted(points)
+        inside = [quality for rate, quality in order if low <= rate <= high]
+        axes.plot(*zip(*order, strict=True), color="0.45", lw=1.2, marker=".", ms=5, zorder=1)
+        if inside:
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(min(bottom, min(inside) - 0.3), max(top, max(inside) + 0.3))
+            last = max(point for point in order if low <= point[0] <= high)
+            axes.annotate(
+                name, last, (-4, 4), textcoords="offset points", color="0.35", fontsize=8, ha="right"
+            )
+    axes.set_xlim(low, high)
 
 
 def _gain_curves(axes: Axes, scored: Sequence[Scored]) -> None:

@@ -12,6 +12,7 @@ from pipeline.bootstrap import Floats, interval
 from pipeline.comparison import Pair, Scored, gain_percent, image_costs, image_gains_db, pairs
 from pipeline.metrics import BD_POINTS_MIN, ascending_curve, bd_rate
 
+References = Mapping[str, Sequence[tuple[float, float]]]  # name -> (bpp, PSNR in dB) of each point
 Curve = Sequence[Scored]
 
 
@@ -161,3 +162,29 @@ def _worth(gain: float, slope: float) -> float:
 def _seed_mean(found: Sequence[Mapping[str, float]], images: Sequence[str]) -> Floats:
     """(images,) means over seeds."""
     return np.array([[values[image] for image in images] for values in found], np.float64).mean(0)
+
+
+def over_references(scored: Sequence[Scored], references: References) -> list[dict[str, Any]]:
+    """BD-rate in % of each base's mean curve over curves from elsewhere, which are means over the same images.
+
+    Args:
+        references: name -> (bpp, PSNR in dB) of each point.
+
+    Returns:
+        `reference`, `quantizer`, `bd_rate_percent` (None where the curves cannot be compared, with a `reason`).
+    """
+    curves: dict[str, list[Scored]] = {}
+    for s in scored:
+        if s.is_base:
+            curves.setdefault(s.quantizer, []).append(s)
+    table = []
+    for reference, points in references.items():
+        for quantizer, curve in curves.items():
+            row: dict[str, Any] = {"reference": reference, "quantizer": quantizer}
+            try:
+                value = bd_rate([p[0] for p in points], [p[1] for p in points], *mean_curve(curve))
+                row |= {"bd_rate_percent": value, "reason": None}
+            except ValueError as error:
+                row |= {"bd_rate_percent": None, "reason": str(error)}
+            table.append(row)
+    return table

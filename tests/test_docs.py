@@ -27,6 +27,7 @@ SECTIONS: dict[str, type[Section]] = {
     "`quantizers`": QuantizerSection,
     "`arms`": arms.Arm,
     "`evaluate`": experiment.Evaluate,
+    "`report`": experiment.Report,
     "`resources`": experiment.TrainResources,
 }
 

@@ -20,7 +20,7 @@ from pipeline.bootstrap import interval
 from pipeline.comparison import Scored, pairs, rows
 from pipeline.figures import bd_rate_figures, rate_distortion
 from pipeline.metrics import bd_rate
-from pipeline.rate_gains import bd_rates, gains, log_rate_slopes, mean_curve
+from pipeline.rate_gains import bd_rates, gains, log_rate_slopes, mean_curve, over_references
 from storage.keys import canonical_json
 from storage.workspace import Workspace
 
@@ -235,6 +235,12 @@ def test_figures_of_many_curves_are_pictures_and_deterministic() -> None:
         assert Image.open(io.BytesIO(files[f"{name}.png"])).size[0] > 1000
 
 
+def test_a_curve_that_cannot_stand_beside_is_told() -> None:
+    (row,) = over_references(curve("base"), {"other": [(0.1, 20.0), (0.2, 21.0)]})
+    assert row["bd_rate_percent"] is None
+    assert "at least 4 points" in row["reason"]
+
+
 def test_the_report_has_all_tables_and_the_terminal_the_short_ones(tmp_path: Path) -> None:
     workspace = Workspace.open(str(tmp_path))
     entries = []
@@ -246,17 +252,19 @@ def test_the_report_has_all_tables_and_the_terminal_the_short_ones(tmp_path: Pat
         blob = canonical_json({"images": s.images, "rate": "tables"})
         entries.append({"scores": workspace.blobs.put(blob, ".json"), **axes})
     manifest = {"images": [{"digest": f"d{i}", "source": f"photos/{i}.png"} for i in range(3)]}
-    blobs, _ = make_report(
-        str(tmp_path), "x", entries, workspace.blobs.put(canonical_json(manifest), ".json")
-    )
+    published = [[0.98 * bpp, psnr] for bpp, psnr in zip(*mean_curve(curve("base")), strict=True)]
+    images = workspace.blobs.put(canonical_json(manifest), ".json")
+    blobs, _ = make_report(str(tmp_path), "x", entries, images, {"published": published})
     report = json.loads(workspace.blobs.get(blobs["report.json"]))
     assert report["bd_rate"][0]["bd_rate_percent"] == pytest.approx(-3, abs=1e-9)
     assert len(report["gains"]) == len(LMBDAS)
+    assert report["references"][0]["bd_rate_percent"] == pytest.approx(100 * (1 / 0.98 - 1), abs=1e-9)
     assert {"report.csv", "bd-rate.csv", "gains.csv", "bd-rate-over-base.png"} <= set(blobs)
 
     console = Console(file=io.StringIO(), width=200)
     show(workspace, {"axes": {"experiment": "x"}, "outputs": {"report": {"files": blobs}}}, console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "-3.00 … -3.00 %" in shown
+    assert "| published | urq | +2.04 % |" in shown
     assert "Gains at each λ" not in shown
     assert "Gains at each λ" in (tmp_path / "reports/x/report.md").read_text()
