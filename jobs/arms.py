@@ -60,7 +60,9 @@ class Arm(Section):
 def recipe(arms: Mapping[str, Arm], name: str) -> list[dict[str, Any]]:
     """How an arm is trained, and before it the arms it goes on from, less what is trained on what."""
     arm = arms[name]
-    own = arm.model_dump(mode="json", exclude={"parts", "latents", "after"})
+    own: dict[str, Any] = {"retune": arm.retune}
+    if arm.parts != "none":
+        own = arm.model_dump(mode="json", exclude={"parts", "latents", "after"})
     return [own, *(recipe(arms, arm.after) if arm.after else [])]
 
 
@@ -72,16 +74,22 @@ def unlike(arms: Mapping[str, Arm], mine: str, other: str) -> list[str]:
 
 
 def ordered(arms: dict[str, Arm]) -> dict[str, Arm]:
-    """An arm goes on from one that stands before it and trains something."""
-    seen: list[str] = []
+    """An arm goes on from one that stands before it and trains something on the same latents."""
+    seen: dict[str, str] = {}  # name -> what it and those before it were trained on
     for name, arm in arms.items():
-        if arm.after is not None and arm.after not in seen:
-            there = ", ".join(seen) or "none"
-            raise ValueError(
-                f"{name!r}: expected `after` to name an arm before it that trains ({there}), found {arm.after!r}"
-            )
+        if arm.after is not None:
+            if arm.after not in seen:
+                raise ValueError(
+                    f"{name!r}: expected `after` to name an arm before it that trains ({', '.join(seen) or 'none'}), "
+                    f"found {arm.after!r}"
+                )
+            if arm.parts != "none" and arm.latents != seen[arm.after]:
+                raise ValueError(
+                    f"{name!r}: expected `latents: {seen[arm.after]}` as in {arm.after!r}, from which it goes on, "
+                    f"found {arm.latents}: it would be neither an arm nor its control"
+                )
         if not arm.is_base:
-            seen.append(name)
+            seen[name] = arm.latents if arm.parts != "none" else seen[arm.after or name]
     return arms
 
 

@@ -1,6 +1,6 @@
 """The experiment file: one YAML document, checked whole before anything runs.
 
-It expands to λ × quantizer × arm × seed instances (see `jobs.plan`). Paths in the file are relative to the file;
+It expands to λ × quantizer × arm × seed instances (see `jobs.graph`). Paths in the file are relative to the file;
 in ``--set`` they are relative to the current folder. What only says how to execute lives in `resources` and
 enters no key.
 """
@@ -149,11 +149,10 @@ class Resources(Section):
     checkpoint_every: PositiveInt = 500  # steps
 
 
-class FinetuneResources(Resources):
+class TrainResources(Resources):
+    """Of `train` and `finetune`."""
+
     num_cpus: PositiveFloat = 2.0
-
-
-class TrainResources(FinetuneResources):
     compile: Literal["auto", True, False] = (
         "auto"  # auto: where the training is long and a C++ compiler is there
     )
@@ -165,7 +164,7 @@ class AllResources(Section):
     tables: Resources = Resources()
     tune: Resources = Resources()
     quantize: Resources = Resources()
-    finetune: FinetuneResources = FinetuneResources()
+    finetune: TrainResources = TrainResources()
     evaluate: Resources = Resources()
     report: Resources = Resources()
 
@@ -199,6 +198,9 @@ class Experiment(Section):
             raise ValueError("`latents.images` is needed where there is no `train.images` to take them from")
         if self.tuning_images is None and self.tunes:
             raise ValueError("`tune.images` is needed where there are no images of `train` or `latents`")
+        if any(arm.retune for arm in self.arms.values()):
+            for quantizer in self.quantizers.values():
+                quantizer.require_tunable("retune")
         if len(set(self.lmbdas)) != len(self.lmbdas):
             raise ValueError(f"`codec` holds two codecs of one λ, found {self.lmbdas}")
         return self
@@ -225,6 +227,7 @@ class Experiment(Section):
 
 PATH_KEYS = (
     ("train", "held_out"),
+    ("train", "start"),
     *((section, "images") for section in ("train", "latents", "tune", "evaluate")),
 )
 
@@ -313,8 +316,7 @@ def _anchor_paths(document: dict[str, Any], base: Path) -> None:
     codecs = document.get("codec")
     files = list(codecs) if isinstance(codecs, list) else [codecs]
     if isinstance(train := document.get("train"), dict):
-        train["start"] = _as_file(train.get("start"))
-        files.append(train["start"])
+        files.append(train.get("start"))
     for codec in files:
         if isinstance(codec, dict) and isinstance(codec.get("file"), str):
             codec["file"] = _anchored(codec["file"], base)
@@ -345,8 +347,9 @@ def _override(document: dict[str, Any], override: str) -> None:
         inside = section.get(part)
         if inside is None:
             inside = section[part] = {}
-        if (
-            isinstance(inside, str | list) and part == "images"
+        if isinstance(inside, str | list) and part in (
+            "images",
+            "held_out",
         ):  # `images: DIR` and then --set train.images.limit=5
             inside = section[part] = {"folders": inside}
         if not isinstance(inside, dict):

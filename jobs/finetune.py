@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from jobs.loop import Message, Place, Schedule, run_loop
+from jobs.loop import Message, Place, Schedule, compiles, run_loop
 from jobs.stage import Node, Outcome, Output, Task
 from jobs.train import commit_codec, follow
 from storage.latents import LatentError, LatentSet
@@ -36,12 +36,13 @@ def compute(task: Task) -> Outcome:
     s = task.node.settings
     place = Place(task.workspace.root, "finetune", task.key, task.attempt)
     schedule = Schedule(s["steps"], task.resources.log_every, task.resources.checkpoint_every)
-    args = (place, schedule, dict(s), {name: dict(output) for name, output in task.inputs.items()})
+    inputs = {name: dict(output) for name, output in task.inputs.items()}
+    args = (place, schedule, dict(s), inputs, compiles(task.resources, s["steps"]))
     return follow(task.cluster.stream(finetune_codec, args, task.share), task, s["steps"])
 
 
 def finetune_codec(
-    place: Place, schedule: Schedule, settings: dict[str, Any], inputs: dict[str, Output]
+    place: Place, schedule: Schedule, settings: dict[str, Any], inputs: dict[str, Output], compiled: bool
 ) -> Iterator[Message]:
     """Runs in a worker."""
     from pipeline.codec.artifact import Codec
@@ -61,7 +62,7 @@ def finetune_codec(
         yield {
             "say": f"no plain rounding has the latents' MSE of {wanted:.4g}: this control has {control.mse:.4g}"
         }
-    training = FinetuneTraining(arm, codec, tables, crops, control)
+    training = FinetuneTraining(arm, codec, tables, crops, control, compiled=compiled)
     for message in run_loop(training, schedule, place):
         if "metrics" not in message:
             yield message
@@ -90,7 +91,7 @@ def _data(
     _require_same(latents.content_digest(digests), inputs["latents"]["digest"])
     with_scale = arm.parts == "decoder+scale"
     found: dict[str, RaggedArrays] = {}
-    if arm.latents != "rounded":  # which needs nothing of the real ones but their MSE
+    if arm.latents in ("quantized", "noise"):  # the others need nothing of the real ones but their MSE
         found |= local_latents(latents, digests, codec, tables, with_scale)
     if arm.latents != "quantized":
         found |= local_analysis(workspace, digests, codec)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import sysconfig
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from jobs.experiment import Resources, TrainResources
 from storage.workspace import Workspace
 
 KEPT_CHECKPOINTS = 2
+COMPILED_FROM_STEPS = 2000  # compiling takes as long as some hundred (benchmarks/training_step.txt)
 Message = dict[str, Any]
 Measure = Callable[[], dict[str, float]]
 
@@ -48,6 +54,16 @@ class Place:
         return f"attempts/{self.stage}/{self.key}/{attempt}"
 
 
+def compiles(resources: Resources, steps: int) -> bool:
+    """Whether a training of so many steps is compiled; torch can where it finds a C++ compiler and Python's headers."""
+    assert isinstance(resources, TrainResources)
+    if resources.compile != "auto":
+        return resources.compile
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    return steps >= COMPILED_FROM_STEPS and compiler is not None and headers
+
+
 def run_loop(
     training: Training, schedule: Schedule, place: Place, measure: Measure | None = None
 ) -> Iterator[Message]:
@@ -71,7 +87,10 @@ def run_loop(
         if training.step % schedule.log_every == 0 or last:
             count, seconds = training.step - since, time.monotonic() - clock
             message = {name: value / count for name, value in sums.items()}
-            is_due = training.step // schedule.checkpoint_every > since // schedule.checkpoint_every
+            before = (
+                (training.step - 1) // schedule.log_every * schedule.log_every
+            )  # the message before this one
+            is_due = training.step // schedule.checkpoint_every > before // schedule.checkpoint_every
             if measure and (is_due or last):
                 message |= measure()
             lines.append(json.dumps({"step": training.step} | message))

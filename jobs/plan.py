@@ -110,7 +110,11 @@ def select(nodes: list[Node], stage: str | None = None, only: Mapping[str, str] 
     stage = stage or ("evaluate" if only else "report")
     of_stage = [node for node in nodes if node.stage == stage]
     if not of_stage:
-        hint = "; a quantizer with `tune: true` has one" if stage == "tune" else ""
+        hint = (
+            "; a quantizer with `tune: true` has one, or an arm with `retune: true`"
+            if stage == "tune"
+            else ""
+        )
         raise ValueError(f"nothing to do: this experiment has no {stage}{hint}")
     wanted = of_stage
     for name, value in (only or {}).items():

@@ -55,8 +55,13 @@ class QuantizerSection(Section):
             raise ValueError(
                 f"expected one `offset`, or {SIGMA_LEVELS}, one a σ level; found {len(self.offset)}"
             )
-        if self.tune and isinstance(self.offset, list):
-            raise ValueError("`tune` searches one `offset`; give one number to start from, or none")
-        if self.tune and self.centroids:
-            raise ValueError("`tune` itself decides on centroids; leave `centroids` out")
+        if self.tune:
+            self.require_tunable("tune")
         return self
+
+    def require_tunable(self, by: str) -> None:
+        """Raise ValueError if this is nothing to tune; `by` is the key that asks for it."""
+        if isinstance(self.offset, list):
+            raise ValueError(f"`{by}` searches one `offset`; give one number to start from, or none")
+        if self.centroids:
+            raise ValueError(f"`{by}` itself decides on centroids; leave `centroids` out")

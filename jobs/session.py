@@ -227,7 +227,8 @@ def _refuse_retraining(
             raise WouldRetrain(
                 f"{step.node.id} has been trained before in experiment {experiment.name!r} "
                 f"({old['seconds']:.0f} s, ended {old['ended']}), and now {step.why}. To train it again, add "
-                "--retrain; to keep the old one, undo the change (images under `latents.images` need no retraining)"
+                "--retrain; to keep the old one, undo the change (images under `latents.images` need no retraining; "
+                "`train.ladder: false` trains every λ from scratch)"
             )
 
 

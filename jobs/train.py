@@ -10,18 +10,13 @@ Commits the codec (weights, integer hyper synthesis, tables of the prior) and it
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from jobs.experiment import TrainResources
-from jobs.loop import Message, Place, Schedule, run_loop
+from jobs.loop import Message, Place, Schedule, compiles, run_loop
 from jobs.stage import Node, Outcome, Output, Task
 from storage.workspace import Workspace
-
-COMPILED_FROM_STEPS = 2000  # compiling takes as long as 100 to 300 steps, and saves a quarter of each
 
 
 def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -> str:
@@ -39,9 +34,8 @@ def compute(task: Task) -> Outcome:
         task.say(f"some images are smaller than the crop of {s['crop']} px: they are reflect-padded")
     place = Place(task.workspace.root, "train", task.key, task.attempt)
     schedule = Schedule(s["steps"], task.resources.log_every, task.resources.checkpoint_every)
-    assert isinstance(task.resources, TrainResources)
     blobs = {name: output["blob"] for name, output in task.inputs.items()}
-    arguments = (place, schedule, dict(s), blobs, task.resources.compile)
+    arguments = (place, schedule, dict(s), blobs, compiles(task.resources, s["steps"]))
     messages = task.cluster.stream(train_codec, arguments, task.share)
     return follow(messages, task, s["steps"])
 
@@ -69,7 +63,7 @@ def train_codec(
     schedule: Schedule,
     settings: dict[str, Any],
     blobs: dict[str, str],
-    compiled: bool | str,
+    compiled: bool,
 ) -> Iterator[Message]:
     """Runs in a worker; `blobs` has those of the node's inputs."""
     from jobs.local import local_pixels
@@ -82,7 +76,7 @@ def train_codec(
         BaseSettings(**{name: value for name, value in settings.items() if name in wanted}),
         local_pixels(workspace, blobs["images"]),
         start=Codec.from_bytes(workspace.blobs.get(blobs["start"])) if "start" in blobs else None,
-        compiled=_compiles(schedule.steps) if compiled == "auto" else bool(compiled),
+        compiled=compiled,
     )
     measure = None
     if "held_out" in blobs:
@@ -95,11 +89,6 @@ def train_codec(
         codec = Codec.from_network(network, rounded=settings.get("weights") == "bfloat16")
         note = {"lmbda": settings["lmbda"], "precision": training.precision, "device": training.device.type}
         yield commit_codec(workspace, codec, message["metrics"], note)
-
-
-def _compiles(steps: int) -> bool:
-    """Whether compiling pays and torch can do it here; it looks for g++ where CXX is not set."""
-    return steps >= COMPILED_FROM_STEPS and shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def commit_codec(workspace: Workspace, codec: Any, metrics: str, note: dict[str, Any]) -> Message:

@@ -114,11 +114,11 @@ def test_set_overrides_values_and_paths_are_relative_to_the_current_folder(
         ("arms.base.steps=3", r"arms\.base: an arm without `parts` trains nothing and takes no steps"),
         ("arms.base.retune=true", r"arms\.base: `retune` needs `after`"),
         ("arms.new={after: base, retune: true}", r"'new': expected `after` to name an arm .* found 'base'"),
-        ("arms.new={after: paper}", r"nothing would differ from 'paper': expected `parts` or `retune: true`"),
         (
-            "arms.new={after: paper, parts: decoder, latents: noise, steps: 10}",
-            r"the control 'new' .* found what it goes on from in the nearest",
+            "arms.new={after: paper, parts: decoder, latents: noise}",
+            r"'new': expected `latents: quantized` as in 'paper', .* found noise",
         ),
+        ("arms.new={after: paper}", r"nothing would differ from 'paper': expected `parts` or `retune: true`"),
         ("codec={digest: abc, lmbda: 1}", r"codec\.0\.digest"),
         ("train=null", r"expected either `train` .* or `codec`"),
         ("nothing", r"expected KEY=VALUE"),
@@ -248,3 +248,28 @@ def test_the_file_accepts_what_the_pipeline_accepts(file: str) -> None:
 @pytest.mark.parametrize("path", sorted(Path("experiments").glob("*.yaml")), ids=str)
 def test_shipped_experiments_load(path: Path) -> None:
     assert isinstance(load(str(path)), Experiment)
+
+
+def test_a_round_of_a_control_needs_one_of_the_arm(file: str) -> None:
+    first = "arms.noise={parts: decoder, latents: noise, steps: 10}"
+    with pytest.raises(
+        ExperimentError, match=r"'noise2' .* found what it goes on from in the nearest, 'paper'"
+    ):
+        load(file, [first, "arms.noise2={after: noise, parts: decoder, latents: noise, steps: 10}"])
+
+
+def test_what_retune_tunes_must_be_tunable(file: str) -> None:
+    with pytest.raises(ExperimentError, match=r"`retune` itself decides on centroids; leave `centroids` out"):
+        load(file, ["arms.new={after: paper, retune: true}", "quantizers.urq.centroids=true"])
+
+
+def test_paths_of_a_start_are_relative_to_where_they_are_given(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    train = load(file, ["train.start=c.safetensors", "train.held_out=photos", "train.held_out.limit=2"]).train
+    assert train is not None
+    assert train.start is not None
+    assert train.start.file == "/c.safetensors"
+    assert train.held_out is not None
+    assert (train.held_out.folders, train.held_out.limit) == (["/photos"], 2)

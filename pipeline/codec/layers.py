@@ -97,7 +97,7 @@ def conv(inputs: int, outputs: int, kernel: int = 5, stride: int = 2) -> nn.Conv
 class _TransposedConvolution(torch.autograd.Function):
     """Whose weight gradient is taken as that of the convolution it transposes, with input and gradient exchanged.
 
-    It is the same sum, but oneDNN computes it 3 to 5 times as fast in that form (benchmarks/training_step.txt).
+    It is the same sum, but oneDNN computes it several times as fast in that form (benchmarks/training_step.txt).
     """
 
     @staticmethod
@@ -106,10 +106,10 @@ class _TransposedConvolution(torch.autograd.Function):
         return functional.conv_transpose2d(x, weight, bias, stride=2, padding=2, output_padding=1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        grad_x = functional.conv2d(grad, weight, stride=2, padding=2)
+        grad_x = functional.conv2d(grad, weight, stride=2, padding=2) if ctx.needs_input_grad[0] else None
         geometry = ([2, 2], [2, 2], [1, 1], False, [0, 0], 1)
         _, grad_weight, _ = torch.ops.aten.convolution_backward(
             x, grad, weight, None, *geometry, [False, True, False]

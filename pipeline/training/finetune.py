@@ -86,15 +86,29 @@ class FinetuneTraining:
     """The state of one finetuning; `advance` does a step."""
 
     def __init__(
-        self, settings: FinetuneSettings, codec: Codec, tables: Tables, crops: LatentCrops, control: Control
+        self,
+        settings: FinetuneSettings,
+        codec: Codec,
+        tables: Tables,
+        crops: LatentCrops,
+        control: Control,
+        *,
+        compiled: bool = False,
     ) -> None:
-        """Start from a codec at step 0; the codec itself is not changed."""
+        """Start from a codec at step 0; the codec itself is not changed.
+
+        Args:
+            compiled: fuse what is not convolution by `torch.compile`, at the first step.
+        """
         self.settings, self.codec, self.tables, self.crops = settings, codec, tables, crops
         self.control = control
         self.device = training_device()
         self.precision = resolve_precision(settings.precision, self.device)
         side = codec.decoder_side().to(self.device)
         self.side = side.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.synthesise = (
+            torch.compile(self.side.synthesise, dynamic=False) if compiled else self.side.synthesise
+        )
         trained = list(side.decoder_parameters())
         if self.trains_scale:
             trained += list(side.scale_parameters())
@@ -158,7 +172,7 @@ class FinetuneTraining:
     def _distortion(self, batch: LatentBatch) -> Tensor:
         """MSE over the pixels that carry loss."""
         y_hat = self._latents(batch).contiguous(memory_format=torch.channels_last)
-        x_hat = self.side.synthesise(y_hat, mixed=self.precision == "bfloat16")
+        x_hat = self.synthesise(y_hat, mixed=self.precision == "bfloat16")
         image_BCHW = torch.from_numpy(batch.pixels).to(self.device).permute(0, 3, 1, 2).float().div_(255)
         mask = torch.from_numpy(batch.loss_mask).to(self.device)[:, None]
         return (torch.square(x_hat - image_BCHW) * mask).sum() / (3 * mask.sum())
