@@ -131,12 +131,16 @@ class Evaluate(Section):
     rate: Literal["bitstream", "tables"] = "bitstream"  # sizes of real files, or ideal code lengths
 
 
-class Report(Section):
-    """What the report shows beside the arms."""
+def _rate_and_quality(point: list[float]) -> list[float]:
+    if len(point) != 2 or point[0] <= 0:
+        raise ValueError("expected [bpp, PSNR in dB], with a rate above 0")
+    return point
 
-    references: dict[
-        Name, Annotated[list[tuple[PositiveFloat, float]], Field(min_length=1)]
-    ] = {}  # [bpp, psnr_db]
+
+class Report(Section):
+    """What the report shows beside the arms: curves from elsewhere, by name."""
+
+    references: dict[str, list[Annotated[list[float], AfterValidator(_rate_and_quality)]]] = {}
 
 
 class Resources(Section):

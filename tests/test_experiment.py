@@ -273,3 +273,14 @@ def test_paths_of_a_start_are_relative_to_where_they_are_given(
     assert train.start.file == "/c.safetensors"
     assert train.held_out is not None
     assert (train.held_out.folders, train.held_out.limit) == (["/photos"], 2)
+
+
+def test_curves_from_elsewhere_are_points_of_rate_and_quality(file: str) -> None:
+    report = load(file, ["report.references={published (2018): [[0.1, 28], [0.2, 29.5]]}"]).report
+    assert report.references == {"published (2018)": [[0.1, 28.0], [0.2, 29.5]]}
+    with pytest.raises(ExperimentError, match=r"expected \[bpp, PSNR in dB\], with a rate above 0"):
+        load(file, ["report.references={published: [[0, 28]]}"])
+
+
+def test_the_whole_experiment_can_be_read() -> None:
+    load(str(Path(__file__).parents[1] / "experiments/results.yaml"))
