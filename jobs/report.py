@@ -79,8 +79,9 @@ def make_report(
         files |= crops(_crops(workspace, names, [(scored[i], blobs[i]) for i in pair]))
     detail = [{**entry, **blob} for entry, blob in zip(entries, blobs, strict=True)]
     files["report.json"] = canonical_json({"name": name, "arms": detail, "images": names, **tables})
-    csvs = {"report.csv": tables["table"], "bd-rate.csv": tables["bd_rate"], "gains.csv": tables["gains"]}
-    files |= {file: as_csv([flat(row) for row in table]) for file, table in csvs.items() if table}
+    files["report.csv"] = as_csv(tables["table"])
+    nested = {"bd-rate.csv": tables["bd_rate"], "gains.csv": tables["gains"]}
+    files |= {file: as_csv([flat(row) for row in table]) for file, table in nested.items() if table}
     rate = blobs[0]["rate"]  # one experiment has one
     files["report.md"] = as_markdown(name, tables, names, rate, sorted(files)).encode()
     stored = {file: workspace.blobs.put(data, Path(file).suffix) for file, data in sorted(files.items())}
@@ -101,12 +102,11 @@ def show(workspace: Workspace, record: dict[str, Any], console: Console) -> None
 
 
 def _before_after(scored: list[Any]) -> tuple[int, int] | None:
-    """Which two to show: the last base and the last arm finetuned on real latents over it."""
-    after = next(
-        (i for i in reversed(range(len(scored))) if not scored[i].is_base and not scored[i].is_control), None
-    )
-    if after is None:
+    """Which two to show: the last arm on real latents, with a finetuned decoder if any has one, and its base."""
+    real = [i for i, s in enumerate(scored) if not s.is_base and not s.is_control]
+    if not real:
         return None
+    after = ([i for i in real if "decoder" in scored[i].parts] or real)[-1]
     same = (scored[after].lmbda, scored[after].quantizer)
     before = next((i for i, s in enumerate(scored) if s.is_base and (s.lmbda, s.quantizer) == same), None)
     return None if before is None else (before, after)

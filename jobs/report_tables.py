@@ -13,8 +13,8 @@ RATES = {  # what stands above the column, and what that is
     "tables": ("bpp (ideal)", "ideal code lengths, by the tables that drove the search"),
 }
 LIMITS = (
-    "Minutes of training prove the plumbing, not the gain: an under-trained codec exaggerates what finetuning gives. "
-    "Look at the difference to the controls, and train until the curve is flat before believing a number."
+    "An under-trained codec exaggerates what finetuning gives: look at the difference to the controls, and believe a "
+    "number once longer training no longer moves it."
 )
 RELATIONS = {  # of a pair -> the title of its table
     "base": "Over the base of the same quantizer",
@@ -37,7 +37,10 @@ def as_csv(table: Sequence[Row]) -> bytes:
 
 
 def flat(row: Row) -> dict[str, Any]:
-    """A row without nested values: an interval as its ends, the seeds as the least and the most, images as counts."""
+    """A row of `bd_rates` or `gains` without nested values.
+
+    An interval becomes its ends, the seeds the least and the most of them, images their number.
+    """
     cells: dict[str, Any] = {}
     for name, value in row.items():
         if "interval" in name:
@@ -127,7 +130,8 @@ def _bd_rates(bd: Sequence[Row], images: Mapping[str, str]) -> list[str]:
     """A table for each relation, and who is missing in them."""
     lines = [
         "PCHIP of log rate over PSNR where curves overlap, per image, then averaged over seeds and images; negative is "
-        "better. The interval is a paired bootstrap over images. Mean curves: BD-rate of mean bpp and mean PSNR."
+        "better. Curves that overlap by less than a quarter of the shorter one's range of PSNR are not compared. The "
+        "interval is a paired bootstrap over images. Mean curves: BD-rate of mean bpp and mean PSNR."
     ]
     for relation, title in RELATIONS.items():
         rows = [row for row in bd if row["relation"] == relation]
@@ -162,6 +166,22 @@ def _missing(row: Row, images: Mapping[str, str]) -> str:
     why = textwrap.shorten(row["not_comparable"][digests[0]], 160, placeholder=" …")
     first = "" if len(digests) == 1 else "the first: "
     return f"- {row['quantizer']} {row['arm']} over {_anchor(row)}: {named}{more} ({first}{why})"
+
+
+def _references(table: Sequence[Row]) -> list[str]:
+    """Mean curves of the bases over those that the experiment file names."""
+    cells = [
+        [row["reference"], row["quantizer"], _number(row["bd_rate_percent"], "+z.2f", " %")] for row in table
+    ]
+    missing = [
+        f"- base of {row['quantizer']} over {row['reference']}: {row['reason']}"
+        for row in table
+        if row["bd_rate_percent"] is None
+    ]
+    return [
+        *_table(["over", "base of", "BD-rate of the mean curves"], cells),
+        *(["", "Not compared:", "", *missing] if missing else []),
+    ]
 
 
 def _gains(gains: Sequence[Row]) -> list[str]:
@@ -221,13 +241,3 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
         for line in [head, *body]
     ]
     return [drawn[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *drawn[1:]]
-
-
-def _references(table: Sequence[Row]) -> list[str]:
-    """Mean curves of the bases over those that the experiment file names."""
-    lines = ["| over | base of | BD-rate of the mean curves |", "|---|---|---|"]
-    for row in table:
-        value = row["bd_rate_percent"]
-        shown = row["reason"] if value is None else f"{value:+.2f} %"
-        lines.append(f"| {row['reference']} | {row['quantizer']} | {shown} |")
-    return lines

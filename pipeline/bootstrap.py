@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -30,7 +31,15 @@ def interval(
     images = columns.shape[1]
     if images < 2 or not np.isfinite(columns).all():
         return None
-    draws = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), RESAMPLES)
     tail = (1 - COVERAGE) / 2
-    low, high = np.quantile(statistic(columns @ draws.T / images), (tail, 1 - tail))
+    low, high = np.quantile(statistic(columns @ _weights(images)), (tail, 1 - tail))
     return float(low), float(high)
+
+
+@functools.lru_cache(maxsize=4)  # a report asks for a few numbers of images, and often
+def _weights(images: int) -> Floats:
+    """(images, draws) share of each image in each draw."""
+    draws = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), RESAMPLES)
+    weights = draws.T / images
+    weights.flags.writeable = False
+    return weights

@@ -122,20 +122,28 @@ def rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
     return table
 
 
+def curves_by_seed(scored: Sequence[Scored]) -> dict[tuple[str, str], dict[int | None, list[Scored]]]:
+    """(quantizer, arm), in their order -> seed -> curve, by ascending λ."""
+    curves: dict[tuple[str, str], dict[int | None, list[Scored]]] = {}
+    for s in scored:
+        curves.setdefault((s.quantizer, s.arm), {}).setdefault(s.seed, []).append(s)
+    for seeds in curves.values():
+        for curve in seeds.values():
+            curve.sort(key=lambda s: s.lmbda)
+    return curves
+
+
 def pairs(scored: Sequence[Scored]) -> list[Pair]:
     """What is compared with what, in the order of the arms.
 
     Each arm with the base of its quantizer; each arm on real latents with the controls of its recipe; and with the
     first quantizer's base and, finetuned, its arm of the same name: that is what another quantizer gives.
     """
-    curves: dict[tuple[str, str], dict[int | None, list[Scored]]] = {}
-    for s in sorted(scored, key=lambda s: s.lmbda):
-        curves.setdefault((s.quantizer, s.arm), {}).setdefault(s.seed, []).append(s)
-    names = list(dict.fromkeys((s.quantizer, s.arm) for s in scored))
+    curves = curves_by_seed(scored)
     found = []
-    for name, other in itertools.product(names, names):
-        ours, theirs = curves[name], curves[other]
-        relation = _relation(next(iter(ours.values()))[0], next(iter(theirs.values()))[0], names[0][0])
+    for (name, ours), (other, theirs) in itertools.product(curves.items(), repeat=2):
+        one, anchor = (next(iter(seeds.values()))[0] for seeds in (ours, theirs))
+        relation = _relation(one, anchor, scored[0].quantizer)
         seeds = {
             seed: (curve, theirs[seed if seed in theirs else None])
             for seed, curve in ours.items()

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarForm
 from scipy.interpolate import PchipInterpolator
 
 from pipeline.bootstrap import Floats
-from pipeline.comparison import Scored, image_gains_db
+from pipeline.comparison import Scored, curves_by_seed, image_gains_db
 from pipeline.rate_gains import References, mean_curve
 
 Pixels = npt.NDArray[np.uint8]
@@ -64,6 +64,7 @@ def rate_distortion(
         if several:
             above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.25, 1))
             _curves(above, scored)
+            _log_rate(above)
             _references(above, references or {})
             _gain_curves(below, scored)
         else:
@@ -88,7 +89,8 @@ def bd_rate_figures(
     for relation, (name, over) in BD_FIGURES.items():
         rows = [row for row in table if row["relation"] == relation and row["per_image"]]
         if rows:
-            anchor = f"{rows[0]['anchor_quantizer']}, {rows[0]['anchor_arm']}"
+            anchors = {f"{row['anchor_quantizer']}, {row['anchor_arm']}" for row in rows}
+            anchor = anchors.pop() if len(anchors) == 1 else "a base of the first quantizer"
             with mpl.rc_context(STYLE | {"axes.grid.axis": "x"}):
                 figure = Figure(figsize=(8, 1.5 + 0.34 * len(rows)), layout="constrained")
                 _bd_rates(figure.subplots(), scored, rows, over.format(anchor=anchor))
@@ -147,9 +149,7 @@ def _seed_curves(scored: Sequence[Scored]) -> dict[tuple[str, str], Floats]:
 
     Seeds that lack a λ another seed has are left out.
     """
-    found: dict[tuple[str, str], dict[int | None, list[Scored]]] = {}
-    for s in sorted(scored, key=lambda s: s.lmbda):
-        found.setdefault((s.quantizer, s.arm), {}).setdefault(s.seed, []).append(s)
+    found = curves_by_seed(scored)
     longest = {name: max(map(len, seeds.values())) for name, seeds in found.items()}
     return {
         name: np.array([mean_curve(curve) for curve in seeds.values() if len(curve) == longest[name]])
@@ -167,27 +167,31 @@ def _curves(axes: Axes, scored: Sequence[Scored]) -> None:
 
 
 def _references(axes: Axes, references: References) -> None:
-    """In grey, each with its name at its end, as far as the rates of the other curves reach."""
+    """In grey, each with its name at its end, as far as the rates of the other curves reach.
+
+    The scale of the axis is the caller's, and set: its limits are read and kept.
+    """
+    if not references:
+        return
     axes.margins(0.08)
     low, high = axes.get_xlim()
     for name, points in references.items():
-        order = sorted(points)
-        inside = [quality for rate, quality in order if low <= rate <= high]
-        axes.plot(*zip(*order, strict=True), color="0.45", lw=1.2, marker=".", ms=5, zorder=1)
-        if inside:
-            bottom, top = axes.get_ylim()
-            axes.set_ylim(min(bottom, min(inside) - 0.3), max(top, max(inside) + 0.3))
-            last = max(point for point in order if low <= point[0] <= high)
-            axes.annotate(
-                name, last, (-4, 4), textcoords="offset points", color="0.35", fontsize=8, ha="right"
-            )
+        rates, qualities = np.array(sorted(points)).T
+        if rates[-1] < low or rates[0] > high:
+            continue
+        cut = np.clip((low, high), rates[0], rates[-1])
+        seen = np.unique([*cut, *rates[(low < rates) & (rates < high)]])
+        curve = seen, np.interp(np.log(seen), np.log(rates), qualities)
+        dots = np.flatnonzero(np.isin(seen, rates)).tolist()  # none where the panel cuts the curve
+        axes.plot(*curve, color="0.45", lw=1.2, marker=".", markevery=dots, ms=5, zorder=1)
+        end = (seen[-1], curve[1][-1])
+        axes.annotate(name, end, (-4, 4), textcoords="offset points", color="0.35", fontsize=8, ha="right")
     axes.set_xlim(low, high)
 
 
 def _gain_curves(axes: Axes, scored: Sequence[Scored]) -> None:
     """Differences of quality at equal rate over the first base, by PCHIP over log rate, where the curves overlap."""
     curves = _seed_curves(scored)
-    _log_rate(axes, np.concatenate([seeds[:, 0].ravel() for seeds in curves.values()]))
     name = next(((s.quantizer, s.arm) for s in scored if s.is_base), None)
     anchor = None if name is None else _interpolated(curves[name].mean(0))
     if name is None or anchor is None:
@@ -223,10 +227,10 @@ def _interpolated(curve: Floats) -> PchipInterpolator | None:
     return PchipInterpolator(log_rate, quality, extrapolate=False)
 
 
-def _log_rate(axes: Axes, rates: Floats) -> None:
-    """A logarithmic axis whose ticks are plain numbers, few enough not to touch."""
+def _log_rate(axes: Axes) -> None:
+    """A logarithmic axis, of panels that share it too, whose ticks are plain numbers, few enough not to touch."""
     axes.set_xscale("log")
-    wide = rates.max() > 3 * rates.min()
+    wide = axes.dataLim.x1 > 3 * axes.dataLim.x0
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)) if wide else MaxNLocator(6))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -276,9 +280,9 @@ def _bd_rates(axes: Axes, scored: Sequence[Scored], rows: Sequence[Mapping[str, 
         axes.plot(
             row["bd_rate_percent"], place, style["marker"], color=style["color"], ms=6, mec="black", mew=0.8
         )
-    control = rows[0]["relation"] == "control"
+    several = rows[0]["relation"] == "control" or len({row["anchor_arm"] for row in rows}) > 1
     labels = [
-        f"{row['quantizer']}, {row['arm']}" + (f" over {row['anchor_arm']}" if control else "")
+        f"{row['quantizer']}, {row['arm']}" + (f" over {row['anchor_arm']}" if several else "")
         for row in rows
     ]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)

@@ -62,9 +62,9 @@ def bd_rate(
 ) -> float:
     """Average difference of rate at equal quality, in per cent; negative: the test curve needs less.
 
-    Piecewise cubic Hermite interpolation (PCHIP) of log rate over quality, integrated where the curves overlap.
-    Source: Bjøntegaard, "Calculation of average PSNR differences between RD-curves" (VCEG-M33, 2001), and, for
-    PCHIP, JCTVC-L1100. Quality may be another metric that grows with rate.
+    Piecewise cubic Hermite interpolation (PCHIP) of log rate over quality, integrated where the curves overlap,
+    however little that is. Source: Bjøntegaard, "Calculation of average PSNR differences between RD-curves"
+    (VCEG-M33, 2001), and, for PCHIP, JCTVC-L1100. Quality may be another metric that grows with rate.
 
     Raises:
         ValueError: fewer than four points on a curve, values that are not finite or rates not above 0, a curve
@@ -79,7 +79,7 @@ def bd_rate(
             f"test {test[1][0]:.3f} … {test[1][-1]:.3f}; choose other λ"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a small overlap: the caller sees the points
+        warnings.simplefilter("ignore")  # of a small overlap, which the caller judges
         return float(_bd_rate(*anchor, *test, method="pchip", require_matching_points=False))
 
 

@@ -9,11 +9,16 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from pipeline.bootstrap import Floats, interval
-from pipeline.comparison import Pair, Scored, gain_percent, image_costs, image_gains_db, pairs
+from pipeline.comparison import Pair, Scored, curves_by_seed, gain_percent, image_costs, image_gains_db, pairs
 from pipeline.metrics import BD_POINTS_MIN, ascending_curve, bd_rate
 
 References = Mapping[str, Sequence[tuple[float, float]]]  # name -> (bpp, PSNR in dB) of each point
 Curve = Sequence[Scored]
+Points = tuple[Sequence[float], Sequence[float]]  # bpp, PSNR in dB
+
+# Of the shorter curve's range of quality. Each image weighs the same in a mean, also one whose curves share a few
+# hundredths of a dB, where the difference of rate says little of the whole.
+OVERLAP_MIN = 0.25
 
 
 def bd_rates(scored: Sequence[Scored]) -> list[dict[str, Any]]:
@@ -28,7 +33,8 @@ def bd_rates(scored: Sequence[Scored]) -> list[dict[str, Any]]:
         - `per_image`: image -> BD-rate averaged over seeds;
         - `not_comparable`: image -> why it is in none of these but the mean curves.
 
-        A value is None where it cannot be had; `mean_curves_reason` says why there is none.
+        A value is None where it cannot be had; `mean_curves_reason` says why there is none. Curves that overlap by less
+        than `OVERLAP_MIN` of the shorter one's range of quality are not compared, image or mean.
     """
     if len({s.lmbda for s in scored}) < BD_POINTS_MIN:
         return []
@@ -47,11 +53,7 @@ def gains(scored: Sequence[Scored]) -> list[dict[str, Any]]:
           by its slope at this λ; None with fewer than four λ, or where that curve does not ascend;
         - `…_interval`: the bootstrap interval over images; `…_seeds`: the values of all seeds, in order.
     """
-    bases: dict[str, list[Scored]] = {}
-    for s in scored:
-        if s.is_base and all(s.lmbda != other.lmbda for other in bases.get(s.quantizer, [])):
-            bases.setdefault(s.quantizer, []).append(s)
-    slopes = {quantizer: log_rate_slopes(curve) for quantizer, curve in bases.items()}
+    slopes = {quantizer: log_rate_slopes(curve) for quantizer, curve in _bases(scored).items()}
     table = []
     for pair in pairs(scored):
         by_lmbda: dict[float, list[tuple[Scored, Scored]]] = {}
@@ -74,6 +76,16 @@ def mean_curve(curve: Curve) -> tuple[list[float], list[float]]:
     return bpp, psnr
 
 
+def _bases(scored: Sequence[Scored]) -> dict[str, list[Scored]]:
+    """Quantizer -> the curve of its first base."""
+    bases: dict[str, list[Scored]] = {}
+    for (quantizer, _), seeds in curves_by_seed(scored).items():
+        curve = next(iter(seeds.values()))
+        if curve[0].is_base:
+            bases.setdefault(quantizer, curve)
+    return bases
+
+
 def log_rate_slopes(curve: Curve) -> dict[float, float]:
     """λ -> d ln(rate) / d PSNR, per dB, of the PCHIP through the mean curve.
 
@@ -94,7 +106,10 @@ def _images_apart(pair: Pair) -> dict[str, Any]:
     per_image = {}
     for image in images:
         try:
-            values = [_image_bd_rate(image, anchor, test) for test, anchor in pair.seeds.values()]
+            values = [
+                _bd_rate(_image_curve(anchor, image), _image_curve(test, image))
+                for test, anchor in pair.seeds.values()
+            ]
         except ValueError as error:
             reasons[image] = str(error)
         else:
@@ -110,18 +125,32 @@ def _images_apart(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _image_bd_rate(image: str, anchor: Curve, test: Curve) -> float:
-    return bd_rate(*_image_curve(anchor, image), *_image_curve(test, image))
+def _bd_rate(anchor: Points, test: Points) -> float:
+    """`bd_rate` of curves that overlap far enough to speak of.
+
+    Raises:
+        ValueError: as of `bd_rate`, or an overlap below `OVERLAP_MIN`.
+    """
+    value = bd_rate(*anchor, *test)
+    ranges = [(min(quality), max(quality)) for _, quality in (anchor, test)]
+    overlap = min(high for _, high in ranges) - max(low for low, _ in ranges)
+    shorter = min(high - low for low, high in ranges)
+    if overlap < OVERLAP_MIN * shorter:
+        raise ValueError(
+            f"the curves overlap in {overlap:.3f} dB of the shorter one's range of {shorter:.3f} dB: expected "
+            f"{100 * OVERLAP_MIN:g} % or more; choose other λ"
+        )
+    return value
 
 
-def _image_curve(curve: Curve, image: str) -> tuple[list[float], list[float]]:
+def _image_curve(curve: Curve, image: str) -> Points:
     rows = [next(row for row in s.images if row["image"] == image) for s in curve]
     return [row["bpp"] for row in rows], [row["psnr_db"] for row in rows]
 
 
 def _mean_curves(pair: Pair) -> dict[str, Any]:
     try:
-        values = [bd_rate(*mean_curve(anchor), *mean_curve(test)) for test, anchor in pair.seeds.values()]
+        values = [_bd_rate(mean_curve(anchor), mean_curve(test)) for test, anchor in pair.seeds.values()]
     except ValueError as error:
         return {"mean_curves_percent": None, "mean_curves_reason": str(error)}
     return {"mean_curves_percent": sum(values) / len(values), "mean_curves_reason": None}
@@ -165,7 +194,7 @@ def _seed_mean(found: Sequence[Mapping[str, float]], images: Sequence[str]) -> F
 
 
 def over_references(scored: Sequence[Scored], references: References) -> list[dict[str, Any]]:
-    """BD-rate in % of each base's mean curve over curves from elsewhere, which are means over the same images.
+    """BD-rate in % of the mean curve of each quantizer's base over curves from elsewhere, means over the same images.
 
     Args:
         references: name -> (bpp, PSNR in dB) of each point.
@@ -173,16 +202,12 @@ def over_references(scored: Sequence[Scored], references: References) -> list[di
     Returns:
         `reference`, `quantizer`, `bd_rate_percent` (None where the curves cannot be compared, with a `reason`).
     """
-    curves: dict[str, list[Scored]] = {}
-    for s in scored:
-        if s.is_base:
-            curves.setdefault(s.quantizer, []).append(s)
     table = []
     for reference, points in references.items():
-        for quantizer, curve in curves.items():
+        for quantizer, curve in _bases(scored).items():
             row: dict[str, Any] = {"reference": reference, "quantizer": quantizer}
             try:
-                value = bd_rate([p[0] for p in points], [p[1] for p in points], *mean_curve(curve))
+                value = _bd_rate(([p[0] for p in points], [p[1] for p in points]), mean_curve(curve))
                 row |= {"bd_rate_percent": value, "reason": None}
             except ValueError as error:
                 row |= {"bd_rate_percent": None, "reason": str(error)}

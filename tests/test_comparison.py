@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.report import _before_after
 from jobs.report_tables import as_csv, as_markdown
 from pipeline.comparison import Scored, gain_db, gain_percent, rows
 from pipeline.figures import busiest_window, crops, rate_distortion
@@ -85,8 +86,16 @@ def test_tables_are_aligned_and_say_what_is_not_comparable() -> None:
     assert "+0.250" in lines[3]
     assert lines[4].count("—") >= 2
     assert "bpp (files)" in lines[0]
-    assert "prove the plumbing, not the gain" in text
+    assert "exaggerates what finetuning gives" in text
     assert as_csv(table).decode().splitlines()[0].startswith("lmbda,quantizer,arm,seed,bpp")
+
+
+def test_crops_show_a_finetuned_decoder_where_there_is_one() -> None:
+    base, paper, noise = scored("base", 0.0), scored("paper", 0.5, seed=0), scored("noise", 0.1, seed=0)
+    retuned = replace(paper, arm="retuned", parts="tables")
+    assert _before_after([base, paper, retuned, noise]) == (0, 1)
+    assert _before_after([base, retuned, noise]) == (0, 1)
+    assert _before_after([base, noise]) is None
 
 
 def test_figures_are_pictures_and_deterministic() -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from rich.console import Console
 
 from jobs.report import make_report, show
 from jobs.report_tables import as_csv, as_markdown, flat
-from pipeline.bootstrap import interval
+from pipeline.bootstrap import _weights, interval
 from pipeline.comparison import Scored, pairs, rows
 from pipeline.figures import bd_rate_figures, rate_distortion
 from pipeline.metrics import bd_rate
-from pipeline.rate_gains import bd_rates, gains, log_rate_slopes, mean_curve, over_references
+from pipeline.rate_gains import OVERLAP_MIN, bd_rates, gains, log_rate_slopes, mean_curve, over_references
 from storage.keys import canonical_json
 from storage.workspace import Workspace
 
@@ -54,6 +55,10 @@ def curve(
             )
         found.append(Scored(lmbda, quantizer, arm, seed, *KINDS[arm], "recipe", images))
     return found
+
+
+def points(arms: Sequence[Scored]) -> list[tuple[float, float]]:
+    return list(zip(*mean_curve(arms), strict=True))
 
 
 def only(table: list[dict[str, Any]], relation: str, **names: Any) -> dict[str, Any]:
@@ -141,6 +146,18 @@ def test_an_image_that_cannot_be_compared_is_named_and_costs_no_other() -> None:
     assert (flat(row)["images"], flat(row)["not_comparable"]) == (1, 2)
 
 
+def test_curves_that_hardly_overlap_are_not_compared() -> None:
+    base = curve("base")
+    spread = base[-1].images[0]["psnr_db"] - base[0].images[0]["psnr_db"]
+    shift = spread * (1 - OVERLAP_MIN)  # leaves just enough overlap
+    (row,) = bd_rates([*base, *curve("paper", seed=0, gain_db=(0.1, shift - 0.01, shift + 0.01))])
+    assert list(row["per_image"]) == ["d0", "d1"]
+    assert f"overlap in {spread - shift - 0.01:.3f} dB" in row["not_comparable"]["d2"]
+    assert f"range of {spread:.3f} dB: expected 25 % or more" in row["not_comparable"]["d2"]
+    (row,) = over_references(base, {"far": points(curve("base", gain_db=(0.9 * spread,) * 3))})
+    assert "expected 25 % or more" in row["reason"]
+
+
 def test_where_no_image_can_be_compared_the_row_says_so() -> None:
     arms = [*curve("base"), *curve("paper", seed=0, gain_db=(60, 60, 60))]
     (row,) = bd_rates(arms)
@@ -206,6 +223,8 @@ def test_the_interval_is_that_of_plain_resampling_and_reproducible() -> None:
     draws = values[generator.integers(0, 24, (20_000, 24))].mean(1)
     assert (low, high) == pytest.approx(np.quantile(draws, (0.025, 0.975)), abs=0.03)
     assert interval(values[None, :1]) is None
+    with pytest.raises(ValueError, match="read-only"):
+        _weights(24)[0, 0] = 0  # later intervals share it
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
@@ -239,12 +258,44 @@ def test_a_curve_that_cannot_stand_beside_is_told() -> None:
     (row,) = over_references(curve("base"), {"other": [(0.1, 20.0), (0.2, 21.0)]})
     assert row["bd_rate_percent"] is None
     assert "at least 4 points" in row["reason"]
+    tables = {"table": rows(curve("base")), "bd_rate": [], "gains": [], "references": [row]}
+    text = as_markdown("x", tables, {}, "tables", [])
+    assert "| other | urq     | — " in text
+    assert "- base of urq over other: anchor curve: expected at least 4 points" in text
+
+
+def test_of_two_bases_the_first_stands_beside_a_reference_and_a_figure_names_both() -> None:
+    again = [replace(s, arm="again") for s in curve("base")]
+    arms = [*curve("base"), *again, *curve("base", quantizer="tcq8", rate=(0.95,) * 3)]
+    references = {"other": points(curve("base", rate=(0.5,) * 3))}
+    assert [row["bd_rate_percent"] for row in over_references(arms, references)] == pytest.approx([100, 90])
+    svg = bd_rate_figures(arms, bd_rates(arms), "x")["bd-rate-over-first.svg"].decode()
+    for text in ("tcq8, base over base", "tcq8, base over again", "over a base of the first quantizer"):
+        assert text in svg
+
+
+def axis_used(files: dict[str, bytes]) -> float:
+    """The part of the upper panel's width between the leftmost and the rightmost dark blue point."""
+    picture = np.asarray(Image.open(io.BytesIO(files["rate-distortion.png"])).convert("RGB")).astype(int)
+    upper = picture[100 : len(picture) // 2]
+    blue = np.abs(upper - (0, 0x72, 0xB2)).sum(2) < 90
+    frame = np.flatnonzero((upper < 60).all(2).mean(0) > 0.9)
+    columns = np.flatnonzero(blue[:, frame[0] : frame[-1]].any(0))
+    return float((columns[-1] - columns[0]) / (frame[-1] - frame[0]))
+
+
+def test_the_curves_fill_their_panel_with_and_without_a_reference() -> None:
+    arms = [*curve("base"), *curve("paper", seed=0, gain_db=(0.1,) * 3)]
+    for references in ({}, {"far": [(0.01, 10.0), *points(curve("base")), (90.0, 60.0)]}):
+        assert axis_used(rate_distortion(arms, "x", references)) > 0.8
 
 
 def test_the_report_has_all_tables_and_the_terminal_the_short_ones(tmp_path: Path) -> None:
     workspace = Workspace.open(str(tmp_path))
     entries = []
-    for s in [*curve("base"), *curve("noise", seed=0, rate=(0.97,) * 3)]:
+    # a name such as nested columns have
+    control = [replace(s, arm="all_seeds") for s in curve("noise", seed=0, gain_db=(0.1,) * 3)]
+    for s in [*curve("base"), *control]:
         axes = {
             name: getattr(s, name)
             for name in ("lmbda", "quantizer", "arm", "seed", "parts", "latents", "recipe")
@@ -252,19 +303,22 @@ def test_the_report_has_all_tables_and_the_terminal_the_short_ones(tmp_path: Pat
         blob = canonical_json({"images": s.images, "rate": "tables"})
         entries.append({"scores": workspace.blobs.put(blob, ".json"), **axes})
     manifest = {"images": [{"digest": f"d{i}", "source": f"photos/{i}.png"} for i in range(3)]}
-    published = [[0.98 * bpp, psnr] for bpp, psnr in zip(*mean_curve(curve("base")), strict=True)]
+    published = [[0.98 * bpp, psnr] for bpp, psnr in points(curve("base"))]
     images = workspace.blobs.put(canonical_json(manifest), ".json")
     blobs, _ = make_report(str(tmp_path), "x", entries, images, {"published": published})
     report = json.loads(workspace.blobs.get(blobs["report.json"]))
-    assert report["bd_rate"][0]["bd_rate_percent"] == pytest.approx(-3, abs=1e-9)
+    assert report["bd_rate"][0]["bd_rate_percent"] == pytest.approx(100 * (10 ** (-0.1 / 8) - 1), abs=1e-9)
     assert len(report["gains"]) == len(LMBDAS)
     assert report["references"][0]["bd_rate_percent"] == pytest.approx(100 * (1 / 0.98 - 1), abs=1e-9)
+    table = list(csv.DictReader(io.StringIO(workspace.blobs.get(blobs["report.csv"]).decode())))
+    assert float(table[-1]["over_base_db"]) == pytest.approx(0.1)
+    assert table[-1]["over_all_seeds_db"] == ""
     assert {"report.csv", "bd-rate.csv", "gains.csv", "bd-rate-over-base.png"} <= set(blobs)
 
     console = Console(file=io.StringIO(), width=200)
     show(workspace, {"axes": {"experiment": "x"}, "outputs": {"report": {"files": blobs}}}, console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "-3.00 … -3.00 %" in shown
-    assert "| published | urq | +2.04 % |" in shown
+    assert "-2.84 … -2.84 %" in shown
+    assert "| published | urq     | +2.04 % " in shown
     assert "Gains at each λ" not in shown
     assert "Gains at each λ" in (tmp_path / "reports/x/report.md").read_text()
