@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
 
 Array = np.ndarray
 LANES = 32
@@ -82,12 +81,24 @@ def container(data: bytes) -> tuple[bytes, int, int, bytes, bytes]:
 # The codec file
 
 
+TYPES = {"F32": "<f4", "I32": "<i4", "I64": "<i8", "U16": "<u2", "BF16": "<u2"}
+
+
+def array(entry: dict[str, Any], data: bytes) -> np.ndarray:
+    """An array of a safetensors file; bfloat16 is the upper half of a float32."""
+    first, last = entry["data_offsets"]
+    values = np.frombuffer(data[first:last], TYPES[entry["dtype"]]).reshape(entry["shape"])
+    return (values.astype("<u4") << 16).view("<f4") if entry["dtype"] == "BF16" else values
+
+
 class CodecFile:
     """What a decoder needs of it."""
 
     def __init__(self, data: bytes) -> None:
-        self.leaves = safetensors.numpy.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        self.leaves = {name: array(entry, data[start:]) for name, entry in entries.items()}
         both = json.loads(header["__metadata__"]["retrellis.codec_file"])
         codec, tables = json.loads(both["codec"]), json.loads(both["tables"])
         self.N, self.M, self.settings = codec["N"], codec["M"], tables["settings"]
