@@ -18,8 +18,8 @@ from machine import machine
 
 from jobs.import_codec import read_codec
 from jobs.tune import evenly
-from pipeline.judging import centre_crop, sample
-from pipeline.pixels import canonical_pixels
+from pipeline.judging import sample
+from pipeline.pixels import canonical_pixels, centre_crop
 from pipeline.quantizers import Settings, Tables, design, settings
 from pipeline.quantizers.refine import PRIOR_WEIGHT, Residuals, refine
 from pipeline.quantizers.tuning import Measured, Sample, Tuned, choose, mean, measure, quick_tables, search

@@ -15,9 +15,7 @@ class Arm(Section):
 
     parts: Literal["none", "decoder", "decoder+scale"] = "none"
     latents: Literal["quantized", "noise", "uniform", "rounded"] = "quantized"
-    after: Name | None = (
-        None  # an arm before it in the file, from whose codec it goes on, with latents of its own
-    )
+    after: Name | None = None  # an arm before it, from whose codec it goes on, with latents of its own
     retune: bool = False  # tune the quantizer to that codec first
     steps: PositiveInt = 5_000
     batch: PositiveInt = 8
@@ -57,6 +55,12 @@ class Arm(Section):
         return self.parts != "none" and self.latents != "quantized"
 
 
+def trained_on(arms: Mapping[str, Arm], name: str) -> str:
+    """The latents of an arm; of one that trains nothing, those of the arm it goes on from."""
+    arm = arms[name]
+    return trained_on(arms, arm.after) if arm.parts == "none" and arm.after else arm.latents
+
+
 def recipe(arms: Mapping[str, Arm], name: str) -> list[dict[str, Any]]:
     """How an arm is trained, and before it the arms it goes on from, less what is trained on what."""
     arm = arms[name]
@@ -75,7 +79,7 @@ def unlike(arms: Mapping[str, Arm], mine: str, other: str) -> list[str]:
 
 def ordered(arms: dict[str, Arm]) -> dict[str, Arm]:
     """An arm goes on from one that stands before it and trains something on the same latents."""
-    seen: dict[str, str] = {}  # name -> what it and those before it were trained on
+    seen: list[str] = []
     for name, arm in arms.items():
         if arm.after is not None:
             if arm.after not in seen:
@@ -83,13 +87,13 @@ def ordered(arms: dict[str, Arm]) -> dict[str, Arm]:
                     f"{name!r}: expected `after` to name an arm before it that trains ({', '.join(seen) or 'none'}), "
                     f"found {arm.after!r}"
                 )
-            if arm.parts != "none" and arm.latents != seen[arm.after]:
+            if (latents := trained_on(arms, name)) != (expected := trained_on(arms, arm.after)):
                 raise ValueError(
-                    f"{name!r}: expected `latents: {seen[arm.after]}` as in {arm.after!r}, from which it goes on, "
-                    f"found {arm.latents}: it would be neither an arm nor its control"
+                    f"{name!r}: expected `latents: {expected}` as in {arm.after!r}, from which it goes on, "
+                    f"found {latents}: it would be neither an arm nor its control"
                 )
         if not arm.is_base:
-            seen[name] = arm.latents if arm.parts != "none" else seen[arm.after or name]
+            seen.append(name)
     return arms
 
 

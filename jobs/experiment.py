@@ -75,9 +75,8 @@ class Train(Section):
     lmbda: Annotated[
         list[PositiveFloat], BeforeValidator(as_list), Field(min_length=1), AfterValidator(distinct)
     ] = [0.013]
-    start: Annotated[Start | None, BeforeValidator(_as_file)] = (
-        None  # in place of random weights, for the first λ
-    )
+    # In place of random weights, for the first λ.
+    start: Annotated[Start | None, BeforeValidator(_as_file)] = None
     ladder: bool = True  # each later λ starts from its nearest neighbour before it in the list
     ladder_steps: PositiveInt | None = None  # of those; None: a third of `steps`
     steps: PositiveInt = 60_000
@@ -157,9 +156,7 @@ class TrainResources(Resources):
     """Of `train` and `finetune`."""
 
     num_cpus: PositiveFloat = 2.0
-    compile: Literal["auto", True, False] = (
-        "auto"  # auto: where the training is long and a C++ compiler is there
-    )
+    compile: Literal["auto", True, False] = "auto"  # auto: long trainings, where a C++ compiler is
 
 
 class AllResources(Section):
@@ -229,11 +226,11 @@ class Experiment(Section):
         return self.tune.images or (self.train.images if self.train else self.latents.images)
 
 
-PATH_KEYS = (
+IMAGE_KEYS = (
     ("train", "held_out"),
-    ("train", "start"),
     *((section, "images") for section in ("train", "latents", "tune", "evaluate")),
 )
+PATH_KEYS = (*IMAGE_KEYS, ("train", "start"))
 
 
 def load(path: str, overrides: list[str] | None = None) -> Experiment:
@@ -318,12 +315,9 @@ def _anchor_paths(document: dict[str, Any], base: Path) -> None:
         if isinstance(inside, dict) and key in inside:
             inside[key] = _anchored(inside[key], base)
     codecs = document.get("codec")
-    files = list(codecs) if isinstance(codecs, list) else [codecs]
-    if isinstance(train := document.get("train"), dict):
-        files.append(train.get("start"))
-    for codec in files:
-        if isinstance(codec, dict) and isinstance(codec.get("file"), str):
-            codec["file"] = _anchored(codec["file"], base)
+    for codec in codecs if isinstance(codecs, list) else [codecs]:
+        if isinstance(codec, dict):
+            codec.update(_anchored(codec, base))
 
 
 def _anchored(value: Any, base: Path) -> Any:
@@ -334,8 +328,8 @@ def _anchored(value: Any, base: Path) -> Any:
             raise ExperimentError(f"{value!r}: expected a path ({error})") from error
     if isinstance(value, list):
         return [_anchored(item, base) for item in value]
-    if isinstance(value, dict) and "folders" in value:
-        return value | {"folders": _anchored(value["folders"], base)}
+    if isinstance(value, dict):
+        return value | {key: _anchored(value[key], base) for key in ("folders", "file") if key in value}
     return value
 
 
@@ -347,14 +341,12 @@ def _override(document: dict[str, Any], override: str) -> None:
     value = _parse(text, f"--set {override}")
     parts = key.split(".")
     section = document
-    for part in parts[:-1]:
+    for depth, part in enumerate(parts[:-1], 1):
         inside = section.get(part)
         if inside is None:
             inside = section[part] = {}
-        if isinstance(inside, str | list) and part in (
-            "images",
-            "held_out",
-        ):  # `images: DIR` and then --set train.images.limit=5
+        # `images: DIR` and then --set train.images.limit=5
+        if isinstance(inside, str | list) and tuple(parts[:depth]) in IMAGE_KEYS:
             inside = section[part] = {"folders": inside}
         if not isinstance(inside, dict):
             raise ExperimentError(f"--set {override}: {part!r} is not a section of the file")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs import ingest
-from jobs.arms import Arm, recipe
+from jobs.arms import Arm, recipe, trained_on
 from jobs.experiment import Experiment, ExperimentError, Images, Train
 from jobs.fields import Section
 from jobs.quantizer_section import QuantizerSection
@@ -53,13 +53,8 @@ def expand(experiment: Experiment, rehash: bool = False) -> list[Node]:
         return nodes.setdefault(node.id, node)
 
     sets = _image_nodes(experiment, rehash, add)
-    codecs = [
-        node
-        for node in map(add, _codec_nodes(experiment, sets))
-        if node.stage == "train" or not experiment.train
-    ]
     scores = []
-    for codec in codecs:
+    for codec in _codec_nodes(experiment, sets, add):
         for quantizer in experiment.quantizers:
             scores += _arm_nodes(experiment, codec, quantizer, sets, add)
     add(_report_node(experiment, scores, sets["evaluate"]))
@@ -98,13 +93,13 @@ def _ingest_node(use: str, images: Images, rehash: bool) -> Node:
     return Node("ingest", {"images": use}, settings, {}, {"files": files})
 
 
-def _codec_nodes(experiment: Experiment, sets: Mapping[str, Node]) -> list[Node]:
+def _codec_nodes(experiment: Experiment, sets: Mapping[str, Node], add: Callable[[Node], Node]) -> list[Node]:
     if experiment.train is None:
-        return [import_node(c.lmbda, c.file, c.digest) for c in experiment.codec]
-    return _train_nodes(experiment.train, sets)
+        return [add(import_node(c.lmbda, c.file, c.digest)) for c in experiment.codec]
+    return _train_nodes(experiment.train, sets, add)
 
 
-def _train_nodes(train: Train, sets: Mapping[str, Node]) -> list[Node]:
+def _train_nodes(train: Train, sets: Mapping[str, Node], add: Callable[[Node], Node]) -> list[Node]:
     """The ladder: the first λ starts from nothing or `start`, each later one from its nearest neighbour before it.
 
     So a λ added at the end of the list leaves the others as they are.
@@ -115,21 +110,19 @@ def _train_nodes(train: Train, sets: Mapping[str, Node]) -> list[Node]:
         images["held_out"] = Input(sets["held_out"].id, "images", keyed=False)
     ladder_steps = train.ladder_steps or math.ceil(train.steps / 3)
     first = train.lmbda[0]
+    start = add(import_node(first, train.start.file, train.start.digest)) if train.start else None
     nodes: dict[float, Node] = {}
-    started: list[Node] = []
-    if train.start:
-        started.append(import_node(first, train.start.file, train.start.digest))
     for lmbda in train.lmbda:
         own = {"lmbda": lmbda}
         inputs = dict(images)
-        if started and (lmbda == first or not train.ladder):
-            inputs["start"] = Input(started[0].id, "codec")
+        if start and (lmbda == first or not train.ladder):
+            inputs["start"] = Input(start.id, "codec")
         elif nodes and train.ladder:
             nearest = min(nodes, key=lambda there: abs(math.log(there / lmbda)))
             inputs["start"] = Input(nodes[nearest].id, "codec")
             own["steps"] = ladder_steps
-        nodes[lmbda] = Node("train", {"lmbda": lmbda}, settings | own, inputs)
-    return [*started, *nodes.values()]
+        nodes[lmbda] = add(Node("train", {"lmbda": lmbda}, settings | own, inputs))
+    return list(nodes.values())
 
 
 def import_node(lmbda: float, file: str | None, codec_digest: str | None) -> Node:
@@ -259,7 +252,5 @@ def _report_node(experiment: Experiment, scores: list[Node], images: Node) -> No
 def _arm_of_report(arms: Mapping[str, Arm], name: str) -> dict[str, Any]:
     """What the report says of an arm; only arms of one recipe are compared with each other."""
     arm = arms[name]
-    what: dict[str, str] = {"parts": arm.parts, "latents": arm.latents}
-    if arm.after and arm.parts == "none":  # tuned alone: a control's stays a control
-        what = {"parts": "tables", "latents": _arm_of_report(arms, arm.after)["latents"]}
-    return what | {"recipe": digest(recipe(arms, name))}
+    parts = "tables" if arm.after and arm.parts == "none" else arm.parts
+    return {"parts": parts, "latents": trained_on(arms, name), "recipe": digest(recipe(arms, name))}

@@ -87,9 +87,8 @@ def run_loop(
         if training.step % schedule.log_every == 0 or last:
             count, seconds = training.step - since, time.monotonic() - clock
             message = {name: value / count for name, value in sums.items()}
-            before = (
-                (training.step - 1) // schedule.log_every * schedule.log_every
-            )  # the message before this one
+            # Counted from the message before this one, also in a run that was resumed between the two.
+            before = (training.step - 1) // schedule.log_every * schedule.log_every
             is_due = training.step // schedule.checkpoint_every > before // schedule.checkpoint_every
             if measure and (is_due or last):
                 message |= measure()

@@ -9,6 +9,7 @@ Commits the files, as blobs; `show` lays them out under reports/ in the workspac
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from jobs.stage import Node, Outcome, Output, Task
 from storage.keys import canonical_json, digest
 from storage.workspace import Workspace
 
+References = Mapping[str, list[list[float]]]  # name -> [bpp, PSNR in dB] of each point
 CROP_SIDE = 160  # pixels
 CROP_IMAGES = 3
 
@@ -44,7 +46,7 @@ def compute(task: Task) -> Outcome:
 
 
 def make_report(
-    root: str, name: str, entries: list[dict[str, Any]], manifest: str, curves: dict[str, list[list[float]]]
+    root: str, name: str, entries: list[dict[str, Any]], manifest: str, references: References
 ) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Runs in a worker: the blobs of the files by name, and the table's rows."""
     from pipeline.comparison import Scored, rows
@@ -52,9 +54,6 @@ def make_report(
     from pipeline.rate_gains import bd_rates, gains, over_references
 
     workspace = Workspace.open(root)
-    references = {
-        reference: [(bpp, psnr_db) for bpp, psnr_db in curve] for reference, curve in curves.items()
-    }
     blobs = [json.loads(workspace.blobs.get(entry["scores"])) for entry in entries]
     scored = [
         Scored(

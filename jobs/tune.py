@@ -63,7 +63,8 @@ def tune_quantizer(
 ) -> Iterator[Message]:
     """Runs in a worker: how it stands (`done` of `total` of what it is `doing`), and at last the outcome."""
     from pipeline.codec.artifact import Codec
-    from pipeline.judging import centre_crop, sample
+    from pipeline.judging import sample
+    from pipeline.pixels import centre_crop
     from pipeline.quantizers.tuning import choose, search
     from storage.images import ImageStore
 

@@ -176,7 +176,7 @@ def _references(axes: Axes, references: References) -> None:
     axes.margins(0.08)
     low, high = axes.get_xlim()
     for name, points in references.items():
-        rates, qualities = np.array(sorted(points)).T
+        rates, qualities = np.array(sorted(points, key=lambda point: point[0])).T
         if rates[-1] < low or rates[0] > high:
             continue
         cut = np.clip((low, high), rates[0], rates[-1])

@@ -12,20 +12,6 @@ from pipeline.quantizers.refine import Residuals
 from pipeline.quantizers.tuning import Sample
 
 
-def centre_crop(pixels_HWC: Pixels, side: int, multiple: int) -> Pixels:
-    """The middle of an image: at most `side` pixels high and wide, and multiples of `multiple` where it is that large.
-
-    Latents of such a crop need no padding. Not those of the whole image, and near enough to choose settings by.
-    """
-    window = []
-    for length in pixels_HWC.shape[:2]:
-        kept = min(length, side)
-        kept -= kept % multiple if kept >= multiple else 0
-        first = (length - kept) // 2
-        window.append(slice(first, first + kept))
-    return np.ascontiguousarray(pixels_HWC[tuple(window)])
-
-
 def sample(codec: Codec, pixels_HWC: Pixels) -> Sample:
     """Analyse an image, uint8 (H, W, 3), for tuning."""
     seen = analyse(codec, pixels_HWC)

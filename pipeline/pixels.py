@@ -93,6 +93,20 @@ def canonical_pixels(data: bytes, scale: float = 1.0, max_pixels: int = MAX_PIXE
     return np.array(resized)
 
 
+def centre_crop(pixels_HWC: Pixels, side: int, multiple: int) -> Pixels:
+    """The middle of an image: at most `side` pixels high and wide, and multiples of `multiple` where it is that large.
+
+    Latents of such a crop need no padding. Not those of the whole image, and near enough to choose settings by.
+    """
+    window = []
+    for length in pixels_HWC.shape[:2]:
+        kept = min(length, side)
+        kept -= kept % multiple if kept >= multiple else 0
+        first = (length - kept) // 2
+        window.append(slice(first, first + kept))
+    return np.ascontiguousarray(pixels_HWC[tuple(window)])
+
+
 @contextmanager
 def _reasons() -> Iterator[None]:
     """Say in words what Pillow found wrong."""

@@ -12,7 +12,7 @@ from pipeline.bootstrap import Floats, interval
 from pipeline.comparison import Pair, Scored, curves_by_seed, gain_percent, image_costs, image_gains_db, pairs
 from pipeline.metrics import BD_POINTS_MIN, ascending_curve, bd_rate
 
-References = Mapping[str, Sequence[tuple[float, float]]]  # name -> (bpp, PSNR in dB) of each point
+References = Mapping[str, Sequence[Sequence[float]]]  # name -> (bpp, PSNR in dB) of each point
 Curve = Sequence[Scored]
 Points = tuple[Sequence[float], Sequence[float]]  # bpp, PSNR in dB
 
@@ -101,7 +101,7 @@ def log_rate_slopes(curve: Curve) -> dict[float, float]:
 
 
 def _images_apart(pair: Pair) -> dict[str, Any]:
-    values, reasons = [], {}
+    reasons = {}
     images = [row["image"] for row in next(iter(pair.seeds.values()))[0][0].images]
     per_image = {}
     for image in images:
@@ -202,9 +202,10 @@ def over_references(scored: Sequence[Scored], references: References) -> list[di
     Returns:
         `reference`, `quantizer`, `bd_rate_percent` (None where the curves cannot be compared, with a `reason`).
     """
+    bases = _bases(scored)
     table = []
     for reference, points in references.items():
-        for quantizer, curve in _bases(scored).items():
+        for quantizer, curve in bases.items():
             row: dict[str, Any] = {"reference": reference, "quantizer": quantizer}
             try:
                 value = _bd_rate(([p[0] for p in points], [p[1] for p in points]), mean_curve(curve))

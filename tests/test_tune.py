@@ -19,7 +19,8 @@ from jobs.tune import evenly
 from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 from pipeline.coding import code, synthesise
-from pipeline.judging import centre_crop, sample
+from pipeline.judging import sample
+from pipeline.pixels import centre_crop
 from pipeline.quantizers import Settings, Tables, contexts, design, quantize, settings
 from pipeline.quantizers.compass import Point, descend
 from pipeline.quantizers.lloyd import midpoint_tables

@@ -6,19 +6,19 @@ exactly as one that was never stopped.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
+from pipeline.pixels import Pixels, centre_crop
 from pipeline.training.latent_crops import Arrays
 from pipeline.training.optimization import (
     autocast,
+    image_batch,
     learning_rate_factor,
     make_optimizer,
     resolve_precision,
@@ -27,11 +27,10 @@ from pipeline.training.optimization import (
     state_to_bytes,
     step_metrics,
     training_device,
+    unit_psnr_db,
 )
 
 AUXILIARY_LEARNING_RATE = 1e-3  # of the prior's quantiles, as in CompressAI's recipe
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,9 @@ class BaseTraining:
         sums = np.zeros(2)
         noise = torch.Generator(self.device).manual_seed(s.seed)
         for first in range(0, len(images), s.batch):
-            crops = [middle(images[i], s.crop) for i in range(first, min(first + s.batch, len(images)))]
-            image_BCHW = self._tensor(np.stack(crops))
+            rows = range(first, min(first + s.batch, len(images)))
+            crops = np.stack([centre_crop(reflect_pad(images[i], s.crop), s.crop, 1) for i in rows])
+            image_BCHW = image_batch(crops, self.device)
             with autocast(self.precision, self.device):
                 out = self.network(image_BCHW, noise)
             mse = torch.square(out.x_hat.float() - image_BCHW).mean((1, 2, 3)).sum()
@@ -124,7 +124,7 @@ class BaseTraining:
         return {
             "held_out_loss": bpp + s.lmbda * 255**2 * mse_mean,
             "held_out_bpp": bpp,
-            "held_out_psnr_db": -10 * math.log10(max(mse_mean, 1e-12)),
+            "held_out_psnr_db": unit_psnr_db(mse_mean),
         }
 
     def to_bytes(self) -> bytes:
@@ -149,11 +149,7 @@ class BaseTraining:
         generator = np.random.default_rng([s.seed, self.step])
         chosen = generator.integers(len(self.images), size=s.batch)
         crops = np.stack([random_crop(self.images[int(i)], s.crop, generator) for i in chosen])
-        return self._tensor(crops)
-
-    def _tensor(self, crops_BHWC: Pixels) -> Tensor:
-        """(B, 3, H, W) in [0, 1]; bytes in the order NHWC are channels_last already."""
-        return torch.from_numpy(crops_BHWC).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        return image_batch(crops, self.device)
 
 
 def _take_weights(network: MeanScaleHyperprior, start: MeanScaleHyperprior) -> None:
@@ -173,13 +169,6 @@ def random_crop(pixels_HWC: Pixels, side: int, generator: np.random.Generator) -
     top, left = generator.integers(height - side + 1), generator.integers(width - side + 1)
     crop = pixels_HWC[top : top + side, left : left + side]
     return crop[:, ::-1] if generator.random() < 0.5 else crop
-
-
-def middle(pixels_HWC: Pixels, side: int) -> Pixels:
-    """The square in the middle; smaller images are reflect-padded first."""
-    padded = reflect_pad(pixels_HWC, side)
-    top, left = (padded.shape[0] - side) // 2, (padded.shape[1] - side) // 2
-    return padded[top : top + side, left : left + side]
 
 
 def reflect_pad(pixels_HWC: Pixels, side: int) -> Pixels:

@@ -26,6 +26,7 @@ from pipeline.quantizers.tables import Tables
 from pipeline.sigma import SIGMA_LEVELS, SIGMA_MAX, SIGMA_MIN
 from pipeline.training.latent_crops import LatentBatch, LatentCrops
 from pipeline.training.optimization import (
+    image_batch,
     learning_rate_factor,
     make_optimizer,
     resolve_precision,
@@ -173,7 +174,7 @@ class FinetuneTraining:
         """MSE over the pixels that carry loss."""
         y_hat = self._latents(batch).contiguous(memory_format=torch.channels_last)
         x_hat = self.synthesise(y_hat, mixed=self.precision == "bfloat16")
-        image_BCHW = torch.from_numpy(batch.pixels).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        image_BCHW = image_batch(batch.pixels, self.device)
         mask = torch.from_numpy(batch.loss_mask).to(self.device)[:, None]
         return (torch.square(x_hat - image_BCHW) * mask).sum() / (3 * mask.sum())
 

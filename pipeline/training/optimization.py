@@ -14,6 +14,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from pipeline.pixels import Pixels
+
 LEAST_LEARNING_RATE = 0.01  # of the peak, at the end of the cosine
 
 
@@ -34,8 +36,17 @@ def step_metrics(step: int, lower: str, **values: Tensor) -> dict[str, float]:
     numbers = {name: float(value.detach()) for name, value in values.items()}
     if not all(math.isfinite(number) for number in numbers.values()):
         raise DivergedError(f"training diverged at step {step} ({numbers}): lower {lower} and run again")
-    psnr_db = -10 * math.log10(max(numbers.pop("mse"), 1e-12))
-    return numbers | {"psnr_db": psnr_db}
+    return numbers | {"psnr_db": unit_psnr_db(numbers.pop("mse"))}
+
+
+def unit_psnr_db(mse: float) -> float:
+    """PSNR in dB of values in [0, 1]; 120 at most."""
+    return -10 * math.log10(max(mse, 1e-12))
+
+
+def image_batch(pixels_BHWC: Pixels, device: torch.device) -> Tensor:
+    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [0, 1]; channels last, as the bytes are."""
+    return torch.from_numpy(pixels_BHWC).to(device).permute(0, 3, 1, 2).float().div_(255)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
