@@ -82,6 +82,7 @@ class Train(Section):
     steps: PositiveInt = 60_000
     batch: PositiveInt = 8
     crop: Annotated[int, Field(ge=64, multiple_of=64)] = 256  # pixels; smaller images are reflect-padded
+    optimizer: Literal["muon", "adam"] = "muon"  # of the filters; all else is trained by Adam
     learning_rate: PositiveFloat = 1e-3
     warmup: Annotated[int, Field(ge=0)] = (
         200  # steps of linear rise, then a cosine down to a hundredth of the peak

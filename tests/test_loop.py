@@ -31,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "steps": 6,
     "batch": 1,
     "crop": 64,
+    "optimizer": "muon",
     "learning_rate": 1e-3,
     "warmup": 2,
     "clip": 1.0,
@@ -104,7 +105,7 @@ def without_a_moment(data: bytes) -> bytes:
     """The network is as it was, and would be put back before the optimizer is looked at."""
     this = training()
     this.advance()
-    state = next(iter(this.main.state.values()))
+    state = next(iter(this.main["main"].state.values()))
     del state["exp_avg_sq"]
     return this.to_bytes()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,6 +32,7 @@ from pipeline.training.latent_crops import LatentCrops
 from pipeline.training.optimization import (
     CheckpointError,
     DivergedError,
+    FilterMuon,
     learning_rate_factor,
     step_metrics,
 )
@@ -42,6 +44,7 @@ BASE = BaseSettings(
     steps=6,
     batch=2,
     crop=64,
+    optimizer="muon",
     learning_rate=1e-3,
     warmup=2,
     clip=1.0,
@@ -149,6 +152,32 @@ def test_base_training_resumes_bit_identically(images: list[np.ndarray]) -> None
 GOLDEN_FIRST_LOSS = 199.05925
 GOLDEN_ARM_LOSS = {"quantized": 254.13397, "noise": 254.10114, "rounded": 254.12608}
 GOLDEN_SCORE = {"bits_y": 10677.4905, "bits_z": 259.779796, "psnr_db": 5.069275}
+
+
+def test_muon_turns_a_filter_by_as_much_in_every_direction() -> None:
+    weight = torch.nn.Parameter(torch.randn(8, 6, 5, 5).to(memory_format=torch.channels_last))
+    before = weight.detach().clone()
+    optimizer = FilterMuon([weight], 1e-3)
+    weight.grad = torch.randn(8, 6, 5, 5)
+    optimizer.step()
+    moved = torch.linalg.svdvals((before - weight.detach()).flatten(1))
+    assert (moved / (1e-3 * 0.2 * math.sqrt(150))).tolist() == pytest.approx([1] * 8, abs=0.35)
+
+
+def test_muon_refuses_filters_that_it_would_copy() -> None:
+    with pytest.raises(
+        ValueError, match=r"expected filters in channels_last, found strides \(150, 25, 5, 1\)"
+    ):
+        FilterMuon([torch.nn.Parameter(torch.zeros(8, 6, 5, 5))], 1e-3)
+
+
+@pytest.mark.parametrize(("kind", "names"), [("muon", {"main", "filters"}), ("adam", {"main"})])
+def test_every_parameter_has_one_optimizer(images: list[np.ndarray], kind: str, names: set[str]) -> None:
+    training = BaseTraining(replace(BASE, optimizer=kind), images)
+    before = {name: leaf.detach().clone() for name, leaf in training.network.named_parameters()}
+    training.advance()
+    assert set(training.main) == names
+    assert not [name for name, leaf in training.network.named_parameters() if torch.equal(leaf, before[name])]
 
 
 def test_training_starts_from_another_codec(images: list[np.ndarray]) -> None:

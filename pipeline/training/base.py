@@ -20,7 +20,8 @@ from pipeline.training.optimization import (
     autocast,
     image_batch,
     learning_rate_factor,
-    make_optimizer,
+    make_adam,
+    make_optimizers,
     resolve_precision,
     set_learning_rate,
     state_from_bytes,
@@ -43,6 +44,7 @@ class BaseSettings:
     steps: int
     batch: int
     crop: int  # pixels a side
+    optimizer: str  # of the filters: muon, adam
     learning_rate: float
     warmup: int  # steps
     clip: float  # largest gradient norm
@@ -76,10 +78,9 @@ class BaseTraining:
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.network, dynamic=False) if compiled else self.network
         quantiles = network.entropy_bottleneck.quantiles
-        self.main = make_optimizer(
-            (p for p in network.parameters() if p is not quantiles), settings.learning_rate
-        )
-        self.auxiliary = make_optimizer([quantiles], AUXILIARY_LEARNING_RATE)
+        self.trained = [p for p in network.parameters() if p is not quantiles]
+        self.main = make_optimizers(self.trained, settings.learning_rate, settings.optimizer)
+        self.auxiliary = make_adam([quantiles], AUXILIARY_LEARNING_RATE)
         self.step = 0
 
     def advance(self) -> dict[str, float]:
@@ -89,7 +90,9 @@ class BaseTraining:
             DivergedError: the loss is not finite; says at which step.
         """
         s = self.settings
-        set_learning_rate(self.main, s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup))
+        learning_rate = s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup)
+        for optimizer in self.main.values():
+            set_learning_rate(optimizer, learning_rate)
         image_BCHW = self._batch()
         noise = torch.Generator(self.device).manual_seed(_seed(s.seed, self.step))
         with autocast(self.precision, self.device):
@@ -97,11 +100,12 @@ class BaseTraining:
         mse = torch.mean(torch.square(out.x_hat.float() - image_BCHW))
         bpp = (out.bits_y + out.bits_z) / (s.batch * s.crop * s.crop)
         loss = bpp + s.lmbda * 255**2 * mse
-        self.main.zero_grad()
+        self.network.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.main.param_groups[0]["params"], s.clip, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, s.clip, foreach=True)
         metrics = step_metrics(self.step, "train.learning_rate", loss=loss, bpp=bpp, mse=mse, grad_norm=norm)
-        self.main.step()
+        for optimizer in self.main.values():
+            optimizer.step()
         self._auxiliary_step()
         self.step += 1
         return metrics
@@ -137,7 +141,7 @@ class BaseTraining:
 
     @property
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"main": self.main, "auxiliary": self.auxiliary}
+        return self.main | {"auxiliary": self.auxiliary}
 
     def _auxiliary_step(self) -> None:
         self.auxiliary.zero_grad()

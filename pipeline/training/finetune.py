@@ -28,7 +28,7 @@ from pipeline.training.latent_crops import LatentBatch, LatentCrops
 from pipeline.training.optimization import (
     image_batch,
     learning_rate_factor,
-    make_optimizer,
+    make_adam,
     resolve_precision,
     set_learning_rate,
     state_from_bytes,
@@ -114,7 +114,7 @@ class FinetuneTraining:
         if self.trains_scale:
             trained += list(side.scale_parameters())
         self.trained = trained
-        self.optimizer = make_optimizer(trained, settings.learning_rate)
+        self.optimizer = make_adam(trained, settings.learning_rate)
         self.step = 0
 
     @property

@@ -58,10 +58,11 @@ def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """'auto' is bfloat16 where convolutions run in it natively (CUDA, AMX), float32 elsewhere."""
+    """'auto' is bfloat16 where the device multiplies in it (CUDA, AMX, AVX-512 BF16), float32 elsewhere."""
     if precision != "auto":
         return precision
-    return "bfloat16" if device.type == "cuda" or torch.cpu._is_amx_tile_supported() else "float32"
+    is_native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if device.type == "cuda" or is_native else "float32"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -74,9 +75,46 @@ def training_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
+def make_adam(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
     """Adam (Kingma & Ba 2015) with its default moments, fused."""
     return torch.optim.Adam(list(parameters), lr=learning_rate, fused=True)
+
+
+def make_optimizers(
+    parameters: Iterable[nn.Parameter], learning_rate: float, kind: str
+) -> dict[str, torch.optim.Optimizer]:
+    """By name: `filters`, Muon on the weights of convolutions where `kind` is muon; `main`, Adam on all else."""
+    parameters = list(parameters)
+    filters = [parameter for parameter in parameters if kind == "muon" and parameter.dim() == 4]
+    chosen = set(map(id, filters))
+    others = [parameter for parameter in parameters if id(parameter) not in chosen]
+    optimizers: dict[str, torch.optim.Optimizer] = {"main": make_adam(others, learning_rate)}
+    return optimizers | ({"filters": FilterMuon(filters, learning_rate)} if filters else {})
+
+
+class FilterMuon(torch.optim.Muon):
+    """Muon on filters: each (A, B, kh, kw) weight is the matrix (A, kh·kw·B) of its memory in channels_last.
+
+    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the scale of the update
+    after Liu et al., "Muon is scalable for LLM training" (2025), section 2.2, so that Adam's learning rates fit.
+    """
+
+    def __init__(self, filters: Iterable[nn.Parameter], learning_rate: float) -> None:
+        self.filters = list(filters)
+        matrices = [nn.Parameter(_matrix(weight.detach())) for weight in self.filters]
+        for weight, matrix in zip(self.filters, matrices, strict=True):
+            if weight.data_ptr() != matrix.data_ptr():
+                raise ValueError(f"expected filters in channels_last, found strides {weight.stride()}")
+        super().__init__(matrices, learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        self.register_step_pre_hook(lambda *_: self._take_gradients())
+
+    def _take_gradients(self) -> None:
+        for weight, matrix in zip(self.filters, self.param_groups[0]["params"], strict=True):
+            matrix.grad = None if weight.grad is None else _matrix(weight.grad)
+
+
+def _matrix(filters: Tensor) -> Tensor:
+    return filters.permute(0, 2, 3, 1).flatten(1)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -143,12 +181,14 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _expected_moments(optimizer: torch.optim.Optimizer, found: Iterable[str]) -> dict[str, Tensor]:
-    """Adam's leaves for the parameters of which there are any: those without a gradient have none."""
+    """The optimizer's leaves for the parameters of which there are any: those without a gradient have none."""
     indices = {leaf.partition("/")[0] for leaf in found}
     expected: dict[str, Tensor] = {}
     for index, parameter in enumerate(_parameters(optimizer)):
         if str(index) in indices:
             moments = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            if isinstance(optimizer, torch.optim.Muon):
+                moments = {"momentum_buffer": parameter}
             expected |= {f"{index}/{moment}": like for moment, like in moments.items()}
     return expected
 
