@@ -43,7 +43,7 @@ WARMUP, STEPS, IMAGES = 6, 30, 32
 
 
 def ours(pixels: list[np.ndarray], compiled: bool) -> Callable[[], object]:
-    settings = BaseSettings(N, M, LMBDA, 1000, BATCH, CROP, "muon", 1e-4, 10, 1.0, "auto", 0)
+    settings = BaseSettings(N, M, LMBDA, 1000, BATCH, CROP, 1e-4, 10, 1.0, "auto", 0, "muon")
     return BaseTraining(settings, pixels, compiled=compiled).advance
 
 

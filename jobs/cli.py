@@ -13,6 +13,7 @@ from rich.console import Console
 
 from jobs import experiment as experiment_file
 from jobs.experiment import ExperimentError
+from pipeline.shipped import DEFAULT_QUALITY
 from storage.errors import StorageError
 
 app = typer.Typer(
@@ -68,10 +69,17 @@ RehashOption = Annotated[
     bool, typer.Option("--rehash", help="read every image file, distrusting size and time")
 ]
 CodecOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="FILE|DIGEST",
-        help="a codec file (see `export`), or the first digits of a codec's digest in the workspace",
+        help="a codec file (see `export`), or the first digits of a codec's digest in the workspace; "
+        "else one that comes with Retrellis",
+    ),
+]
+QualityOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=5, help="which of the codecs that come with Retrellis; 5 is the best and largest"
     ),
 ]
 QuantizerOption = Annotated[
@@ -257,7 +265,8 @@ def export_codec(
 @app.command()
 def encode(
     files: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="PNG, JPEG, WebP or TIFF files")],
-    codec: CodecOption,
+    codec: CodecOption = None,
+    quality: QualityOption = None,
     output: OutputOption = None,
     quantizer: QuantizerOption = None,
     workspace: WorkspaceOption = None,
@@ -266,18 +275,24 @@ def encode(
 ) -> None:
     """Compress images to .rtl files.
 
-    Grey images become RGB. Exit code 1 if some failed; the others are done.
+    By the codec named, or by one that comes with Retrellis (--quality, 3 if not given). Grey images become RGB. Exit
+    code 1 if some failed; the others are done.
     """
-    from jobs.files import encode_files, load_coder
+    from jobs.files import encode_files, load_coder, shipped_coder
 
-    coder = load_coder(codec, quantizer, _workspace(workspace), max_pixels)
+    if codec is None:
+        coder = shipped_coder(DEFAULT_QUALITY if quality is None else quality, max_pixels)
+    elif quality is not None:
+        raise typer.BadParameter("expected --codec or --quality, found both")
+    else:
+        coder = load_coder(codec, quantizer, _workspace(workspace), max_pixels)
     _exit_if(encode_files(files, output, coder, force, console))
 
 
 @app.command()
 def decode(
     files: Annotated[list[Path], typer.Argument(metavar="FILE.rtl…", help="what `encode` wrote")],
-    codec: CodecOption,
+    codec: CodecOption = None,
     output: OutputOption = None,
     quantizer: QuantizerOption = None,
     workspace: WorkspaceOption = None,
@@ -286,12 +301,13 @@ def decode(
 ) -> None:
     """Decompress .rtl files to PNG.
 
-    Takes the codec that encoded them. Exit code 1 if some failed; the others are done.
+    By the codec that encoded them: name it, unless it comes with Retrellis. Exit code 1 if some failed; the others are
+    done.
     """
-    from jobs.files import decode_files, load_coder
+    from jobs.files import coders, decode_files
 
-    coder = load_coder(codec, quantizer, _workspace(workspace), max_pixels)
-    _exit_if(decode_files(files, output, coder, force, console))
+    coder_of = coders(codec, quantizer, _workspace(workspace), max_pixels)
+    _exit_if(decode_files(files, output, coder_of, force, console))
 
 
 @app.command()

@@ -25,6 +25,7 @@ from pydantic import (
 from jobs.arms import Arm, controlled, ordered
 from jobs.fields import Channels, Metric, Name, Section, Seed, as_list, distinct
 from jobs.quantizer_section import QuantizerSection
+from pipeline import shipped
 
 
 class ExperimentError(ValueError):
@@ -48,16 +49,27 @@ ImagesField = Annotated[Images, BeforeValidator(_as_images)]
 
 
 class Start(Section):
-    """The codec that a training goes on from, of the same N and M: a checkpoint file, or a digest in the workspace."""
+    """A codec that exists: a checkpoint file, a digest in the workspace, or one that comes with the project.
+
+    A training goes on from one of its own N and M.
+    """
 
     file: str | None = None
     digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    quality: int | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.file is None) == (self.digest is None):
-            raise ValueError("expected exactly one of `file` and `digest`")
+        if [self.file, self.digest, self.quality].count(None) != 2:
+            raise ValueError("expected exactly one of `file`, `digest` and `quality`")
+        if self.quality is not None:
+            shipped.path(self.quality)  # raises where there is no such quality
         return self
+
+    @property
+    def source(self) -> tuple[str | None, str | None]:
+        """File and digest, of which one is None."""
+        return (self.file, self.digest) if self.quality is None else (str(shipped.path(self.quality)), None)
 
 
 def _as_file(value: object) -> object:
@@ -94,9 +106,23 @@ class Train(Section):
 
 
 class ForeignCodec(Start):
-    """A codec that exists: a checkpoint file (CompressAI's .pth or ours) or the digest of one in the workspace."""
+    """A codec to quantize and finetune; a file may also be CompressAI's .pth."""
 
-    lmbda: PositiveFloat  # the λ that it was trained for
+    lmbda: PositiveFloat | None = None  # that it was trained for
+
+    @model_validator(mode="after")
+    def _has_lmbda(self) -> Self:
+        if self.lmbda is None and self.quality is None:
+            raise ValueError("expected the `lmbda` that this codec was trained for")
+        return self
+
+    @property
+    def trained_lmbda(self) -> float:
+        """The λ given, or that of the quality."""
+        if self.lmbda is None:
+            assert self.quality is not None
+            return shipped.SHIPPED[self.quality].lmbda
+        return self.lmbda
 
 
 class Latents(Section):
@@ -210,7 +236,7 @@ class Experiment(Section):
     @property
     def lmbdas(self) -> list[float]:
         """The λ axis: those to train, or those of the given codecs."""
-        return list(self.train.lmbda) if self.train else [codec.lmbda for codec in self.codec]
+        return list(self.train.lmbda) if self.train else [codec.trained_lmbda for codec in self.codec]
 
     @property
     def tunes(self) -> bool:

@@ -8,17 +8,21 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from pipeline import shipped
 from storage.durable import write_file
 from storage.errors import StorageError
 from storage.workspace import Workspace
 
 if TYPE_CHECKING:
     from pipeline.bitstream import ImageCoder
+
+    CoderOf = Callable[[bytes], ImageCoder]  # the coder of an image file
 
 SUFFIX = ".rtl"
 DECODED_SUFFIX = ".png"
@@ -67,6 +71,39 @@ def load_coder(codec: str, quantizer: str | None, root: str, max_pixels: int | N
     )
 
 
+def shipped_coder(quality: int, max_pixels: int | None = None) -> ImageCoder:
+    """The coder of a codec that comes with the project. Raises ValueError."""
+    from pipeline.bitstream import MAX_PIXELS, ImageCoder
+
+    return ImageCoder.from_bytes(
+        shipped.codec_file(quality), MAX_PIXELS if max_pixels is None else max_pixels
+    )
+
+
+def coders(codec: str | None, quantizer: str | None, root: str, max_pixels: int | None = None) -> CoderOf:
+    """What finds an image file's coder: that of the codec, or without one those that come with the project.
+
+    Each is loaded once. Raises as `load_coder`.
+    """
+    from pipeline.bitstream import parse
+
+    if codec is not None:
+        named = load_coder(codec, quantizer, root, max_pixels)
+        return lambda data: named
+    load = cache(shipped_coder)
+
+    def choose(data: bytes) -> ImageCoder:
+        identity = parse(data)[0].codec
+        quality = shipped.quality_of(identity)
+        if quality is None:
+            raise FileRefused(
+                f"encoded by the codec {identity.hex()}, none that comes with Retrellis: name it by --codec"
+            )
+        return load(quality, max_pixels)
+
+    return choose
+
+
 def export_codec_file(root: str, codec: str, file: Path, quantizer: str | None) -> Path:
     """Write the codec file of a codec in the workspace, to take elsewhere. Raises as `load_coder`."""
     from jobs.import_codec import write_named
@@ -92,7 +129,7 @@ def encode_files(
 
 
 def decode_files(
-    files: Sequence[Path], output: Path | None, coder: ImageCoder, force: bool, console: Console
+    files: Sequence[Path], output: Path | None, coder_of: CoderOf, force: bool, console: Console
 ) -> int:
     """Decode files to PNG; returns how many failed. Raises ValueError where `output` cannot be meant."""
     from PIL import Image
@@ -101,7 +138,7 @@ def decode_files(
 
     def decode(file: Path) -> tuple[bytes, str]:
         data = _read(file, MAX_BYTES)
-        pixels = coder.decode(data)
+        pixels = coder_of(data).decode(data)
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "PNG")
         return png.getvalue(), _rate(pixels.shape[1], pixels.shape[0], len(data))
@@ -118,7 +155,7 @@ def describe_files(files: Sequence[Path], coder: ImageCoder | None, console: Con
         header, hyper, latent = parse(data)
         lines = [
             f"{file}: {_rate(header.width, header.height, len(data))}",
-            f"  format version {header.version}, codec {header.codec.hex()}",
+            f"  format version {header.version}, codec {header.codec.hex()}{_shipped_as(header.codec)}",
             f"  header {header.bytes}, hyper stream {len(hyper):,}, latent stream {len(latent):,} bytes",
         ]
         if coder is not None:
@@ -237,6 +274,11 @@ def _exists(target: Path) -> str:
 
 def _rate(width: int, height: int, size: int) -> str:
     return f"{width} × {height} pixels, {size:,} bytes, {8 * size / (width * height):.4f} bpp"
+
+
+def _shipped_as(identity: bytes) -> str:
+    quality = shipped.quality_of(identity)
+    return "" if quality is None else f", quality {quality} of those that come with Retrellis"
 
 
 def _say(console: Console, text: str) -> None:

@@ -95,7 +95,7 @@ def _ingest_node(use: str, images: Images, rehash: bool) -> Node:
 
 def _codec_nodes(experiment: Experiment, sets: Mapping[str, Node], add: Callable[[Node], Node]) -> list[Node]:
     if experiment.train is None:
-        return [add(import_node(c.lmbda, c.file, c.digest)) for c in experiment.codec]
+        return [add(import_node(c.trained_lmbda, *c.source)) for c in experiment.codec]
     return _train_nodes(experiment.train, sets, add)
 
 
@@ -110,7 +110,7 @@ def _train_nodes(train: Train, sets: Mapping[str, Node], add: Callable[[Node], N
         images["held_out"] = Input(sets["held_out"].id, "images", keyed=False)
     ladder_steps = train.ladder_steps or math.ceil(train.steps / 3)
     first = train.lmbda[0]
-    start = add(import_node(first, train.start.file, train.start.digest)) if train.start else None
+    start = add(import_node(first, *train.start.source)) if train.start else None
     nodes: dict[float, Node] = {}
     for lmbda in train.lmbda:
         own = {"lmbda": lmbda}

@@ -1,4 +1,4 @@
-"""import: checkpoint file -> codec. CompressAI's `MeanScaleHyperprior` (.pth, .pth.tar) or our own .safetensors.
+"""import: checkpoint file -> codec. CompressAI's `MeanScaleHyperprior` (.pth, .pth.tar) or our own .safetensors[.xz].
 
 Reads   a file, or a codec blob that is in this workspace already.
 Key     the file's SHA-256 and the λ it was trained for.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.stage import Node, Outcome, Output, Task
+from pipeline.shipped import unpack
 from storage.durable import write_file
 from storage.workspace import Workspace
 
@@ -38,18 +39,20 @@ def compute(task: Task) -> Outcome:
 
 
 def read_codec(data: bytes) -> Any:
-    """A codec from the bytes of our checkpoint or of CompressAI's.
+    """A codec from the bytes of our checkpoint or codec file, also packed by xz, or of CompressAI's checkpoint.
 
     Raises:
         ValueError: neither, or leaves that do not fit; names what was expected and found.
     """
     import torch
 
+    from pipeline.bitstream import codec_file
     from pipeline.codec.artifact import Codec
     from pipeline.codec.compressai import import_state_dict
 
+    data = unpack(data)
     if data[8:9] == b"{":  # safetensors: a length of 8 bytes, then JSON
-        return Codec.from_bytes(data)
+        return codec_file.split(data)[0] if codec_file.is_codec_file(data) else Codec.from_bytes(data)
     found = f"{len(data):,} bytes that begin with {data[:8]!r}"
     if data[:2] not in (b"PK", b"\x80\x02"):
         raise ValueError(f"not a checkpoint: {EXPECTED}, or a .safetensors of ours, found {found}")

@@ -25,7 +25,8 @@ from storage.workspace import Workspace
 
 EXPERIMENT = """
 name: small
-train: {images: train, N: 8, M: 12, lmbda: 0.013, steps: 30, batch: 2, crop: 64, warmup: 4, precision: float32}
+train:
+  {images: train, N: 8, M: 12, lmbda: 0.013, steps: 30, batch: 2, crop: 64, optimizer: adam, warmup: 4, precision: float32}
 quantizers:
   urq: {kind: urq}
   tcq4: {kind: tcq, trellis: vvc4, step: 0.7, lmbda_q: 0.1}

@@ -294,3 +294,38 @@ def test_a_quantizer_that_two_experiments_name_differently(
         assert retrellis(*export, "--quantizer", name)[0] == 0
     assert retrellis(*export)[0] == 0
     assert "with quantizer eight or tcq4;" in retrellis(*export, "--quantizer", "other")[2]
+
+
+def test_without_a_codec_one_that_comes_along_is_taken(folder: Path, retrellis: Command) -> None:
+    code, _, wrong = retrellis("encode", folder / "a.png", "--quality", 1)
+    assert (code, wrong) == (0, "")
+    code, _, wrong = retrellis("encode", folder / "grey.jpg")
+    assert (code, wrong) == (0, "")
+    code, said, _ = retrellis("info", folder / "a.rtl", folder / "grey.rtl")
+    assert code == 0
+    assert "quality 1 of those that come with Retrellis" in said
+    assert "quality 3 of those that come with Retrellis" in said
+    code, said, wrong = retrellis("decode", folder / "a.rtl", folder / "grey.rtl", "--force")
+    assert (code, wrong) == (0, "")
+    assert PIL.Image.open(folder / "grey.png").size == (40, 70)
+
+
+def test_a_file_of_another_codec_is_named_and_stops_no_other(folder: Path, retrellis: Command) -> None:
+    retrellis("encode", folder / "a.png", "--codec", folder / "codec.safetensors")
+    retrellis("encode", folder / "grey.jpg", "--quality", 2)
+    code, said, wrong = retrellis("decode", folder / "a.rtl", folder / "grey.rtl", "-o", folder, "--force")
+    identity = parse((folder / "a.rtl").read_bytes())[0].codec.hex()
+    assert code == 1
+    assert wrong == (
+        f"retrellis: {folder}/a.rtl: encoded by the codec {identity}, none that comes with Retrellis: "
+        "name it by --codec\n"
+    )
+    assert "grey.rtl -> " in said
+
+
+def test_codec_and_quality_exclude_each_other(folder: Path, retrellis: Command) -> None:
+    code, _, wrong = retrellis(
+        "encode", folder / "a.png", "--codec", folder / "codec.safetensors", "--quality", 2
+    )
+    assert code == 2
+    assert "expected --codec or --quality, found both" in wrong

@@ -283,7 +283,9 @@ def test_held_out_images_are_measured_and_decide_nothing(file: str, tmp_path: Pa
 
 
 def test_both_file_and_digest_are_refused(file: str) -> None:
-    with pytest.raises(ExperimentError, match=r"train\.start: .*expected exactly one of `file` and `digest`"):
+    with pytest.raises(
+        ExperimentError, match=r"train\.start: .*expected exactly one of `file`, `digest` and `quality`"
+    ):
         load(file, ["train.start={}"])
 
 

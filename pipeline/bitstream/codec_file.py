@@ -51,7 +51,7 @@ def split(data: bytes) -> tuple[Codec, Tables]:
         parts = {name: str(metadata[name]) for name in _KEYS}
         version = metadata["version"]
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        kind = "a codec without tables" if _is_checkpoint(data) else f"{len(data):,} other bytes"
+        kind = "a codec without tables" if _has(data, artifact.METADATA_KEY) else f"{len(data):,} other bytes"
         raise ValueError(
             f"not a codec file: expected codec and tables in one, found {kind}; {ADVICE}"
         ) from error
@@ -76,8 +76,13 @@ def _open(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     return dict(header["__metadata__"]), leaves
 
 
-def _is_checkpoint(data: bytes) -> bool:
+def is_codec_file(data: bytes) -> bool:
+    """Whether these bytes look like what `join` writes."""
+    return _has(data, METADATA_KEY)
+
+
+def _has(data: bytes, metadata_key: str) -> bool:
     try:
-        return artifact.METADATA_KEY in _open(data)[0]
+        return metadata_key in _open(data)[0]
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError):
         return False

@@ -44,12 +44,12 @@ class BaseSettings:
     steps: int
     batch: int
     crop: int  # pixels a side
-    optimizer: str  # of the filters: muon, adam
     learning_rate: float
     warmup: int  # steps
     clip: float  # largest gradient norm
     precision: str  # auto, bfloat16, float32
     seed: int
+    optimizer: str = "adam"  # of the filters: muon, adam
 
 
 class BaseTraining:

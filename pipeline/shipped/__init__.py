@@ -1,0 +1,74 @@
+"""The codecs that come with the project: five rates of the mean-scale hyperprior, N = 64, M = 96.
+
+Each is a codec file, codec and tuned VVC-8 tables, packed by xz. experiments/codecs.yaml trains them, and
+experiments/ship_codecs.py puts them here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDER = Path(__file__).parent
+XZ_MAGIC = b"\xfd7zXZ\x00"
+DEFAULT_QUALITY = 3
+
+
+class Shipped(NamedTuple):
+    """What is known of a codec before it is unpacked: its λ, and the SHA-256 of its codec file."""
+
+    lmbda: float
+    digest: str
+
+
+def _listed() -> dict[int, Shipped]:
+    listed = json.loads((FOLDER / "digests.json").read_text())
+    return {quality: Shipped(**entry) for quality, entry in enumerate(listed, 1)}
+
+
+SHIPPED = _listed()  # by quality, from 1 for the lowest rate
+
+
+def path(quality: int) -> Path:
+    """The packed file of a quality.
+
+    Raises:
+        ValueError: there is no such quality.
+    """
+    if quality not in SHIPPED:
+        raise ValueError(f"expected a quality from 1 to {len(SHIPPED)}, found {quality}")
+    return FOLDER / f"quality-{quality}.safetensors.xz"
+
+
+def codec_file(quality: int) -> bytes:
+    """The codec file of a quality (see `pipeline.bitstream.codec_file`).
+
+    Raises:
+        ValueError: there is no such quality, or its file is damaged.
+    """
+    file = path(quality)
+    data = unpack(file.read_bytes())
+    found = hashlib.sha256(data).hexdigest()
+    if found != SHIPPED[quality].digest:
+        raise ValueError(
+            f"{file}: expected the codec {SHIPPED[quality].digest[:16]}, found {found[:16]}: install it again"
+        )
+    return data
+
+
+def unpack(data: bytes) -> bytes:
+    """What an xz file holds; other bytes as they are. Raises ValueError."""
+    if not data.startswith(XZ_MAGIC):
+        return data
+    try:
+        return lzma.decompress(data)
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"expected a whole .xz file, found {len(data):,} damaged bytes ({error})") from error
+
+
+def quality_of(identity: bytes) -> int | None:
+    """The quality whose codec file's SHA-256 begins with these bytes, as an image file's header names it."""
+    return next((q for q, codec in SHIPPED.items() if codec.digest.startswith(identity.hex())), None)
