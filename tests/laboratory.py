@@ -26,7 +26,16 @@ from storage.workspace import Workspace
 EXPERIMENT = """
 name: small
 train:
-  {images: train, N: 8, M: 12, lmbda: 0.013, steps: 30, batch: 2, crop: 64, optimizer: adam, warmup: 4, precision: float32}
+  images: train
+  N: 8
+  M: 12
+  lmbda: 0.013
+  steps: 30
+  batch: 2
+  crop: 64
+  optimizer: adam  # by whose first thirty steps the latents are not all zero
+  warmup: 4
+  precision: float32
 quantizers:
   urq: {kind: urq}
   tcq4: {kind: tcq, trellis: vvc4, step: 0.7, lmbda_q: 0.1}
