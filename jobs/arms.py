@@ -22,6 +22,7 @@ class Arm(Section):
     crop: Annotated[int, Field(ge=96, multiple_of=16)] = (
         256  # pixels, the margin of 2 latents a side included
     )
+    optimizer: Literal["muon", "adam"] = "adam"  # of the filters; all else is trained by Adam
     learning_rate: PositiveFloat = 1e-4
     warmup: Annotated[int, Field(ge=0)] = 50
     clip: PositiveFloat = 1.0

@@ -91,7 +91,8 @@ def score(coder: ImageCoder, pixels: Any, metrics: list[str], to_file: bool) -> 
 
     height, width, _ = pixels.shape
     coded = code(coder.codec, coder.tables, pixels)
-    row = {"height": height, "width": width, "bits_y": coded.bits_y, "bits_z": coded.bits_z}
+    row: dict[str, Any] = {"height": height, "width": width, "bits_y": coded.bits_y, "bits_z": coded.bits_z}
+    row["channel_bits"] = coded.channel_bits.round(1).tolist()
     bits = coded.bits_y + coded.bits_z
     if to_file:
         data = coder.encode_indices(coded, height, width)

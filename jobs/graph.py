@@ -32,6 +32,7 @@ from storage.keys import digest, sha256
 LATER_SETTINGS: Mapping[str, Mapping[str, object]] = {
     "tables": {"context": "quantizer", "offset": None, "tune": False},
     "train": {"weights": "float32", "optimizer": "adam"},
+    "finetune": {"optimizer": "adam"},
 }
 
 # What of the section `train` decides how the trainings depend on each other, not what one of them computes.

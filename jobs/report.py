@@ -1,4 +1,4 @@
-"""report: scores -> tables (Markdown, CSV, JSON), rate-distortion and BD-rate plots (PNG, SVG), crops.
+"""report: scores -> tables (Markdown, CSV, JSON), plots of rate-distortion, BD-rate and bits per channel, crops.
 
 Reads   the scores of every arm; codecs and tables again for the crops.
 Key     digests of all scores and of the test images; the names of the arms.
@@ -50,7 +50,7 @@ def make_report(
 ) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Runs in a worker: the blobs of the files by name, and the table's rows."""
     from pipeline.comparison import Scored, rows
-    from pipeline.figures import bd_rate_figures, crops, rate_distortion
+    from pipeline.figures import bd_rate_figures, channel_rates, crops, rate_distortion
     from pipeline.rate_gains import bd_rates, gains, over_references
 
     workspace = Workspace.open(root)
@@ -75,6 +75,7 @@ def make_report(
     title = f"{name}: {len(names)} test images"
     files = rate_distortion(scored, title, references) | bd_rate_figures(scored, tables["bd_rate"], title)
     if pair:
+        files |= channel_rates(scored[pair[0]], scored[pair[1]], title)
         files |= crops(_crops(workspace, names, [(scored[i], blobs[i]) for i in pair]))
     detail = [{**entry, **blob} for entry, blob in zip(entries, blobs, strict=True)]
     files["report.json"] = canonical_json({"name": name, "arms": detail, "images": names, **tables})

@@ -27,7 +27,8 @@ class CodedImage:
         indices: int32 (M, h, w). hyper_indices: int16 (N, h/4, w/4).
         sigma_index: uint8 (M, h, w), which level's tables code each index.
         latent: ŷ, float32 (M, h, w).
-        bits_y, bits_z: ideal code lengths by the integer frequencies, escapes included.
+        channel_bits: float64 (M,), ideal code lengths by the integer frequencies, escapes included.
+        bits_z: the same of the hyper indices.
         squared_error: Σ(ŷ − y)² over all latents.
     """
 
@@ -35,9 +36,14 @@ class CodedImage:
     hyper_indices: npt.NDArray[np.int16]
     sigma_index: npt.NDArray[np.uint8]
     latent: Floats
-    bits_y: float
+    channel_bits: npt.NDArray[np.float64]
     bits_z: float
     squared_error: float
+
+    @property
+    def bits_y(self) -> float:
+        """Of all channels."""
+        return float(np.sum(self.channel_bits))
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def code(codec: Codec, tables: Tables, pixels_HWC: Pixels) -> CodedImage:
         hyper_indices=a.hyper_indices,
         sigma_index=a.sigma_index,
         latent=latent,
-        bits_y=float(quantized.bits.sum()),
+        channel_bits=quantized.bits,
         bits_z=float(codec.hyper_bits(torch.from_numpy(a.hyper_indices)[None])[0]),
         squared_error=float(np.square(latent - a.latent, dtype=np.float64).sum()),
     )

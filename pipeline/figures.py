@@ -99,6 +99,39 @@ def bd_rate_figures(
     return files
 
 
+def channel_rates(before: Scored, after: Scored, title: str) -> dict[str, bytes]:
+    """Bits per pixel of each latent channel of two arms, means over images, and their difference.
+
+    Channels stand in the order of their rate before.
+
+    Returns:
+        "channel-rates.png" and "channel-rates.svg".
+    """
+    rates = [
+        np.mean([np.array(row["channel_bits"]) / (row["height"] * row["width"]) for row in s.images], axis=0)
+        for s in (before, after)
+    ]
+    order = np.argsort(-rates[0], kind="stable")
+    channels = np.arange(1, len(order) + 1)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.6, 1))
+        for s, rate, colour, place in zip((before, after), rates, COLOURS, (-0.2, 0.2), strict=False):
+            label = f"{s.arm}: {rate.sum():.4f} bpp"
+            above.bar(channels + place, rate[order], 0.4, color=colour, label=label)
+        above.set(ylabel="bits per pixel")
+        above.legend(fontsize=8)
+        below.bar(channels, (rates[1] - rates[0])[order], 0.8, color=COLOURS[1])
+        below.axhline(0, color="black", lw=0.8)
+        below.margins(x=0.01)
+        below.set(
+            ylabel="after − before",
+            xlabel="channels of the latent, by their rate before (ideal code lengths)",
+        )
+        figure.suptitle(f"{title}; λ = {before.lmbda:g}, {before.quantizer}")
+        return _save(figure, "channel-rates")
+
+
 def crops(images: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     """A row per image: original, before, after, and after − before magnified around grey.
 

@@ -13,7 +13,7 @@ from PIL import Image
 from jobs.report import _before_after
 from jobs.report_tables import as_csv, as_markdown
 from pipeline.comparison import Scored, gain_db, gain_percent, rows
-from pipeline.figures import busiest_window, crops, rate_distortion
+from pipeline.figures import busiest_window, channel_rates, crops, rate_distortion
 
 IMAGES = ("a", "b", "c")
 
@@ -115,6 +115,17 @@ def test_figures_are_pictures_and_deterministic() -> None:
         "after_title": "a",
     }
     assert Image.open(io.BytesIO(crops([row])["crops.png"])).size[0] > 1000
+
+
+def test_rates_of_channels_stand_in_the_order_before() -> None:
+    base, after = scored("base", 0.0), scored("paper", 0.5, seed=0)
+    for s, bits in ((base, [100.0, 900.0, 0.0]), (after, [50.0, 930.0, 10.0])):
+        sizes = {"height": 10, "width": 100, "channel_bits": bits}
+        s.images[:] = [{**row, **sizes} for row in s.images]  # type: ignore[index]
+    svg = channel_rates(base, after, "small")["channel-rates.svg"].decode()
+    assert "base: 1.0000 bpp" in svg
+    assert "paper: 0.9900 bpp" in svg
+    assert "small; λ = 0.013" in svg
 
 
 def test_the_window_shown_is_where_two_images_differ_most() -> None:

@@ -133,7 +133,7 @@ def test_report_files_say_what_the_scores_say(reference: Lab) -> None:
             mean(reference.scores(row["quantizer"], row["arm"]), "psnr_db")
         )
     assert "exaggerates what finetuning gives" in (folder / "report.md").read_text()
-    for name in ("rate-distortion.png", "crops.png"):
+    for name in ("rate-distortion.png", "channel-rates.png", "crops.png"):
         with PIL.Image.open(folder / name) as picture:
             picture.load()
             assert min(picture.size) > 200

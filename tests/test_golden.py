@@ -28,8 +28,9 @@ from storage.keys import digest, sha256
 
 VERSIONS = {
     **dict.fromkeys(("ingest", "train", "import", "finetune"), 1),
-    **dict.fromkeys(("quantize", "evaluate"), 2),
-    **dict.fromkeys(("tables", "tune", "report"), 3),
+    "quantize": 2,
+    **dict.fromkeys(("tables", "tune", "evaluate"), 3),
+    "report": 4,
 }
 
 KEYS = {

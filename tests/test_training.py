@@ -267,13 +267,21 @@ def test_every_image_comes_once_an_epoch(
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
-@pytest.mark.parametrize("latents", ["quantized", "noise", "rounded"])
+@pytest.mark.parametrize(
+    ("latents", "optimizer"),
+    [("quantized", "adam"), ("noise", "adam"), ("rounded", "adam"), ("quantized", "muon")],
+)
 def test_decoder_arms_change_the_decoder_alone_and_resume(
-    latents: str, codec: Codec, tables: Tables, images: list[np.ndarray], fields: dict[str, list[np.ndarray]]
+    latents: str,
+    optimizer: str,
+    codec: Codec,
+    tables: Tables,
+    images: list[np.ndarray],
+    fields: dict[str, list[np.ndarray]],
 ) -> None:
     control = Control(np.full(SIGMA_LEVELS, 0.5, np.float32), 1.1)
     crops = LatentCrops(fields, images, ARM.crop, ARM.seed)
-    arm = replace(ARM, latents=latents)
+    arm = replace(ARM, latents=latents, optimizer=optimizer)
     whole = FinetuneTraining(arm, codec, tables, crops, control)
     losses = [whole.advance()["loss"] for _ in range(6)]
     assert losses[0] == pytest.approx(GOLDEN_ARM_LOSS[latents], rel=1e-5)

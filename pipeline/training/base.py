@@ -90,9 +90,7 @@ class BaseTraining:
             DivergedError: the loss is not finite; says at which step.
         """
         s = self.settings
-        learning_rate = s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup)
-        for optimizer in self.main.values():
-            set_learning_rate(optimizer, learning_rate)
+        set_learning_rate(self.main, s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup))
         image_BCHW = self._batch()
         noise = torch.Generator(self.device).manual_seed(_seed(s.seed, self.step))
         with autocast(self.precision, self.device):

@@ -28,7 +28,7 @@ from pipeline.training.latent_crops import LatentBatch, LatentCrops
 from pipeline.training.optimization import (
     image_batch,
     learning_rate_factor,
-    make_adam,
+    make_optimizers,
     resolve_precision,
     set_learning_rate,
     state_from_bytes,
@@ -66,6 +66,7 @@ class FinetuneSettings:
     clip: float  # largest gradient norm
     precision: str
     seed: int
+    optimizer: str = "adam"  # of the filters: muon, adam
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class FinetuneTraining:
         if self.trains_scale:
             trained += list(side.scale_parameters())
         self.trained = trained
-        self.optimizer = make_adam(trained, settings.learning_rate)
+        self.optimizers = make_optimizers(trained, settings.learning_rate, settings.optimizer)
         self.step = 0
 
     @property
@@ -130,20 +131,21 @@ class FinetuneTraining:
         """
         s = self.settings
         set_learning_rate(
-            self.optimizer, s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup)
+            self.optimizers, s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup)
         )
         batch = self.crops.batch(self.step, s.batch)
         mse = self._distortion(batch)
         bpp = self._rate(batch) if self.trains_scale else None
         loss = s.lmbda * 255**2 * mse + (0 if bpp is None else bpp)
-        self.optimizer.zero_grad()
+        self.side.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.trained, s.clip, foreach=True)
         rate = {} if bpp is None else {"bpp_y": bpp}
         metrics = step_metrics(
             self.step, "the arm's learning_rate", loss=loss, mse=mse, grad_norm=norm, **rate
         )
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         self.step += 1
         return metrics
 
@@ -164,11 +166,11 @@ class FinetuneTraining:
 
     def to_bytes(self) -> bytes:
         """Everything needed to go on."""
-        return state_to_bytes({"side": self.side}, {"main": self.optimizer}, self.step)
+        return state_to_bytes({"side": self.side}, self.optimizers, self.step)
 
     def resume(self, data: bytes) -> None:
         """Go on from `to_bytes`. Raises CheckpointError."""
-        self.step = state_from_bytes(data, {"side": self.side}, {"main": self.optimizer})
+        self.step = state_from_bytes(data, {"side": self.side}, self.optimizers)
 
     def _distortion(self, batch: LatentBatch) -> Tensor:
         """MSE over the pixels that carry loss."""

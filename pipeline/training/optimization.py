@@ -117,10 +117,11 @@ def _matrix(filters: Tensor) -> Tensor:
     return filters.permute(0, 2, 3, 1).flatten(1)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """For all parameter groups."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+def set_learning_rate(optimizers: Mapping[str, torch.optim.Optimizer], learning_rate: float) -> None:
+    """For all parameters."""
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
 
 
 def state_to_bytes(
