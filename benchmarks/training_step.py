@@ -7,6 +7,7 @@ in each round, since memory settings are read when a process starts; medians ove
 
     ours, compiled     `BaseTraining.advance` after `torch.compile`: loading, bfloat16 where the processor has it,
                        clipping, both optimizers
+    …, Muon            and with Muon on the filters, the default, which needs fewer steps (benchmarks/optimizers.txt)
     ours               the same without compiling
     ours, torch's gradients   and with torch's own weight gradient of transposed convolutions
     CompressAI         its `MeanScaleHyperprior` and the steps of its examples/train.py: Adam 1e-4, clipping at 1,
@@ -42,8 +43,8 @@ N, M, LMBDA, BATCH, CROP = 64, 96, 0.013, 8, 256
 WARMUP, STEPS, IMAGES = 6, 30, 32
 
 
-def ours(pixels: list[np.ndarray], compiled: bool) -> Callable[[], object]:
-    settings = BaseSettings(N, M, LMBDA, 1000, BATCH, CROP, 1e-4, 10, 1.0, "auto", 0, "muon")
+def ours(pixels: list[np.ndarray], compiled: bool, optimizer: str = "adam") -> Callable[[], object]:
+    settings = BaseSettings(N, M, LMBDA, 1000, BATCH, CROP, 1e-4, 10, 1.0, "auto", 0, optimizer)
     return BaseTraining(settings, pixels, compiled=compiled).advance
 
 
@@ -82,6 +83,7 @@ def theirs(pixels: list[np.ndarray], channels_last: bool) -> Callable[[], object
 
 VARIANTS = {
     "ours, compiled": lambda pixels: ours(pixels, True),
+    "ours, compiled, Muon": lambda pixels: ours(pixels, True, "muon"),
     "ours": lambda pixels: ours(pixels, False),
     "ours, torch's gradients": torchs_gradients,
     "CompressAI": lambda pixels: theirs(pixels, False),

@@ -1,0 +1,66 @@
+"""Muon on the filters against Adam alone: held-out loss after so many steps, each trained from scratch.
+
+    python benchmarks/optimizers.py TRAINING_IMAGES HELD_OUT_IMAGES [STEPS] > benchmarks/optimizers.txt
+
+Both see the same crops, noise and learning rates (a warm-up and a cosine to zero); they run one after the other.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from machine import machine
+
+from pipeline.pixels import Pixels, canonical_pixels
+from pipeline.training.base import BaseSettings, BaseTraining
+
+LEARNING_RATES = {"adam": (5e-4, 1e-3, 2e-3), "muon": (5e-4, 1e-3, 2e-3)}
+HELD_OUT_CROP = 256  # pixels
+LINES = 4
+
+
+def main(training: str, held_out: str, steps: str = "1600") -> None:
+    """A line for each quarter of each training."""
+    images, others = _read(training), _read(held_out)
+    print(machine("torch"))
+    base = BaseSettings(64, 96, 0.009, int(steps), 8, 128, 1e-3, 100, 1.0, "auto", 0)
+    print(
+        f"N = 64, M = 96, λ = {base.lmbda:g}, {base.batch} crops of {base.crop} px a step, {len(images)} images"
+    )
+    print(f"held out: the middle {HELD_OUT_CROP} px of {len(others)} images\n")
+    print("optimizer  learning rate  steps  seconds  held-out loss     bpp  PSNR dB")
+    for optimizer, rates in LEARNING_RATES.items():
+        for rate in rates:
+            _train(replace(base, optimizer=optimizer, learning_rate=rate), images, others)
+
+
+def _train(settings: BaseSettings, images: list[Pixels], others: list[Pixels]) -> None:
+    training = BaseTraining(settings, images)
+    # the same network seen through larger crops
+    judge = BaseTraining(replace(settings, crop=HELD_OUT_CROP), others)
+    seconds = 0.0
+    while training.step < settings.steps:
+        start = time.perf_counter()
+        for _ in range(settings.steps // LINES):
+            training.advance()
+        seconds += time.perf_counter() - start
+        judge.network.load_state_dict(training.network.state_dict())
+        found = judge.held_out(others)
+        print(
+            f"{settings.optimizer:9}  {settings.learning_rate:13g}  {training.step:5}  {seconds:7.0f}  "
+            f"{found['held_out_loss']:13.4f}  {found['held_out_bpp']:6.4f}  {found['held_out_psnr_db']:7.3f}",
+            flush=True,
+        )
+
+
+def _read(folder: str) -> list[Pixels]:
+    files = sorted(file for file in Path(folder).iterdir() if file.is_file())
+    return [np.ascontiguousarray(canonical_pixels(file.read_bytes())) for file in files]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
