@@ -1,0 +1,87 @@
+"""What decoding costs before and after finetuning: codec files side by side, each decoding its own files of the images.
+
+    python benchmarks/decode_times.py IMAGES CODEC.safetensors… [--runs N]
+
+The first codec is the reference. Files are decoded in turn, so that whatever else the machine does meets all alike;
+times are medians over runs of the sum over images. Multiplications are g_s's and h_s's of one image of 768 × 512.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from machine import alternately, machine
+
+from pipeline.bitstream import ImageCoder
+from pipeline.codec.layers import GDN
+from pipeline.pixels import canonical_pixels
+
+HEIGHT, WIDTH = 512, 768
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", type=Path)
+    parser.add_argument("codecs", type=Path, nargs="+")
+    parser.add_argument("--runs", type=int, default=9)
+    arguments = parser.parse_args()
+    files = sorted(file for file in arguments.images.iterdir() if file.is_file())
+    pixels = [canonical_pixels(file.read_bytes()) for file in files]
+    works, lines = {}, []
+    for path in arguments.codecs:
+        data = path.read_bytes()
+        coder = ImageCoder.from_bytes(data)
+        coded = [coder.encode(image) for image in pixels]
+        works[str(path)] = _decode_all(coder, coded)
+        bpp = 8 * sum(map(len, coded)) / sum(image.shape[0] * image.shape[1] for image in pixels)
+        lines.append(
+            f"{bpp:.4f} bpp, {multiplications(coder) / 1e9:.3f} G multiplications, tables of "
+            f"{len(coder.tables.to_bytes()):,} bytes, codec file of {len(data):,} bytes, "
+            f"{hashlib.sha256(data).hexdigest()[:12]}"
+        )
+    print(machine("torch", "numpy"))
+    print(f"{len(pixels)} images, {torch.get_num_threads()} threads, {arguments.runs} runs in turn")
+    seconds = alternately(works, arguments.runs)
+    reference = next(iter(seconds.values()))
+    for (name, times), line in zip(seconds.items(), lines, strict=True):
+        low, middle, high = np.percentile(times / reference, (25, 50, 75))
+        print(f"\n{Path(name).name}: {line}")
+        print(
+            f"  {1000 * np.median(times) / len(pixels):.1f} ms an image; {middle:.3f} of the first's, half of the runs "
+            f"from {low:.3f} to {high:.3f}"
+        )
+
+
+def _decode_all(coder: ImageCoder, coded: list[bytes]) -> Callable[[], object]:
+    return lambda: [coder.decode(data) for data in coded]
+
+
+def multiplications(coder: ImageCoder) -> int:
+    """Of h_s and of g_s with its GDN, for one image."""
+    network = coder.codec.network
+    return _count(network.h_s, 64) + _count(network.g_s, 16)
+
+
+def _count(layers: torch.nn.Sequential, stride: int) -> int:
+    """Of layers whose input has 1/stride of the image's size."""
+    total, positions = 0, HEIGHT * WIDTH // stride**2
+    for layer in layers:
+        if isinstance(layer, torch.nn.ConvTranspose2d):
+            total += positions * layer.weight.numel()  # each input meets each weight once
+            positions *= 4
+        elif isinstance(layer, GDN):
+            total += positions * layer.gamma.numel()
+        elif isinstance(layer, torch.nn.Conv2d):
+            total += positions * layer.weight.numel()
+    return total
+
+
+if __name__ == "__main__":
+    main()
