@@ -18,12 +18,12 @@ from machine import machine
 from pipeline.pixels import Pixels, canonical_pixels
 from pipeline.training.base import BaseSettings, BaseTraining
 
-LEARNING_RATES = {"adam": (5e-4, 1e-3, 2e-3), "muon": (5e-4, 1e-3, 2e-3)}
+LEARNING_RATES = {"adam": (1e-3, 3e-3), "muon": (1e-3,)}
 HELD_OUT_CROP = 256  # pixels
 LINES = 4
 
 
-def main(training: str, held_out: str, steps: str = "1600") -> None:
+def main(training: str, held_out: str, steps: str = "1000") -> None:
     """A line for each quarter of each training."""
     images, others = _read(training), _read(held_out)
     print(machine("torch"))

@@ -137,8 +137,8 @@ def _only(text: str | None) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _lmbda(value: float) -> float:
-    if not 0 < value < math.inf:  # also refuses NaN
+def _lmbda(value: float | None) -> float | None:
+    if value is not None and not 0 < value < math.inf:  # also refuses NaN
         raise typer.BadParameter(f"expected a finite number above 0, found {value:g}")
     return value
 
@@ -267,6 +267,13 @@ def encode(
     files: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="PNG, JPEG, WebP or TIFF files")],
     codec: CodecOption = None,
     quality: QualityOption = None,
+    effort: Annotated[
+        int,
+        typer.Option(min=0, max=100, help="steps to a better trade, each about as long as three encodings"),
+    ] = 0,
+    lmbda: Annotated[
+        float | None, typer.Option(help="λ of the trade, for --effort with --codec", callback=_lmbda)
+    ] = None,
     output: OutputOption = None,
     quantizer: QuantizerOption = None,
     workspace: WorkspaceOption = None,
@@ -278,15 +285,17 @@ def encode(
     By the codec named, or by one that comes with Retrellis (--quality, 3 if not given). Grey images become RGB. Exit
     code 1 if some failed; the others are done.
     """
-    from jobs.files import encode_files, load_coder, shipped_coder
+    from jobs.files import encode_files, load_coder, refinement, shipped_coder
 
     if codec is None:
-        coder = shipped_coder(DEFAULT_QUALITY if quality is None else quality, max_pixels)
+        quality = DEFAULT_QUALITY if quality is None else quality
+        coder = shipped_coder(quality, max_pixels)
     elif quality is not None:
         raise typer.BadParameter("expected --codec or --quality, found both")
     else:
         coder = load_coder(codec, quantizer, _workspace(workspace), max_pixels)
-    _exit_if(encode_files(files, output, coder, force, console))
+    moved = refinement(effort, lmbda, quality)
+    _exit_if(encode_files(files, output, coder, moved, force, console))
 
 
 @app.command()

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from jobs.local import image_digests
+from jobs.quantize import refinement
 from jobs.stage import Node, Outcome, Output, Task
 from storage.images import ImageStore
 from storage.keys import canonical_json
@@ -23,6 +24,7 @@ from storage.workspace import Workspace
 if TYPE_CHECKING:
     from pipeline.bitstream import DecodedIndices, ImageCoder
     from pipeline.coding import CodedImage
+    from pipeline.refinement import Refinement
 
 IMAGES_PER_TASK = 4
 PSNR_OF_EQUAL_DB = 100.0  # stands for infinity, which no mean survives
@@ -55,6 +57,7 @@ def compute(task: Task) -> Outcome:
         "codec": codec,
         "tables": tables,
         "rate": settings["rate"],
+        "encoder": {name: settings[name] for name in ("effort", "lmbda") if name in settings},
     }
     blob = task.workspace.blobs.put(canonical_json(scores), ".json")
     output = {"kind": "scores", "digest": blob, "blob": blob, "note": mean}
@@ -76,11 +79,13 @@ def score_images(
     # whatever was ingested is evaluated
     coder = ImageCoder(codec, Tables.from_bytes(workspace.blobs.get(tables_blob)), max_pixels=sys.maxsize)
     store = ImageStore(workspace)
-    metrics, to_file = settings["metrics"], settings["rate"] == "bitstream"
-    return [{"image": name} | score(coder, store.read(name), metrics, to_file) for name in digests]
+    metrics, to_file, effort = settings["metrics"], settings["rate"] == "bitstream", refinement(settings)
+    return [{"image": name} | score(coder, store.read(name), metrics, to_file, effort) for name in digests]
 
 
-def score(coder: ImageCoder, pixels: Any, metrics: list[str], to_file: bool) -> dict[str, Any]:
+def score(
+    coder: ImageCoder, pixels: Any, metrics: list[str], to_file: bool, effort: Refinement | None = None
+) -> dict[str, Any]:
     """One image's bits, and the metrics of its 8-bit reconstruction; `indices` tells equal indices from others.
 
     Args:
@@ -90,7 +95,7 @@ def score(coder: ImageCoder, pixels: Any, metrics: list[str], to_file: bool) -> 
     from pipeline.metrics import ms_ssim, psnr_db
 
     height, width, _ = pixels.shape
-    coded = code(coder.codec, coder.tables, pixels)
+    coded = code(coder.codec, coder.tables, pixels, effort)
     row: dict[str, Any] = {"height": height, "width": width, "bits_y": coded.bits_y, "bits_z": coded.bits_z}
     row["channel_bits"] = coded.channel_bits.round(1).tolist()
     bits = coded.bits_y + coded.bits_z

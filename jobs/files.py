@@ -21,6 +21,7 @@ from storage.workspace import Workspace
 
 if TYPE_CHECKING:
     from pipeline.bitstream import ImageCoder
+    from pipeline.refinement import Refinement
 
     CoderOf = Callable[[bytes], ImageCoder]  # the coder of an image file
 
@@ -80,6 +81,25 @@ def shipped_coder(quality: int, max_pixels: int | None = None) -> ImageCoder:
     )
 
 
+def refinement(effort: int, lmbda: float | None, quality: int | None) -> Refinement | None:
+    """The effort of an encoder, for the λ given or that of a codec that comes with the project.
+
+    Raises:
+        ValueError: effort for a codec whose λ nobody knows.
+    """
+    from pipeline.refinement import Refinement
+
+    if not effort:
+        return None
+    if lmbda is None:
+        if quality is None:
+            raise ValueError(
+                "--effort with --codec: expected --lmbda, the λ that the codec was trained for, found none"
+            )
+        lmbda = shipped.SHIPPED[quality].lmbda
+    return Refinement(effort, lmbda)
+
+
 def coders(codec: str | None, quantizer: str | None, root: str, max_pixels: int | None = None) -> CoderOf:
     """What finds an image file's coder: that of the codec, or without one those that come with the project.
 
@@ -113,7 +133,12 @@ def export_codec_file(root: str, codec: str, file: Path, quantizer: str | None) 
 
 
 def encode_files(
-    files: Sequence[Path], output: Path | None, coder: ImageCoder, force: bool, console: Console
+    files: Sequence[Path],
+    output: Path | None,
+    coder: ImageCoder,
+    refinement: Refinement | None,
+    force: bool,
+    console: Console,
 ) -> int:
     """Encode images; returns how many failed. Raises ValueError where `output` cannot be meant."""
     from pipeline.pixels import canonical_pixels
@@ -122,7 +147,7 @@ def encode_files(
 
     def encode(file: Path) -> tuple[bytes, str]:
         pixels = canonical_pixels(_read(file, most), max_pixels=coder.max_pixels)
-        data = coder.encode(pixels)
+        data = coder.encode(pixels, refinement)
         return data, _rate(pixels.shape[1], pixels.shape[0], len(data))
 
     return _each(files, _targets(files, output, SUFFIX), encode, force, console)

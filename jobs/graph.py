@@ -39,6 +39,10 @@ LATER_SETTINGS: Mapping[str, Mapping[str, object]] = {
 SETTINGS_OF_NO_TRAINING = frozenset({"images", "held_out", "lmbda", "start", "ladder", "ladder_steps"})
 
 
+# What of a quantizer concerns the encoder's search for latents, and no tables.
+ENCODER_SETTINGS = frozenset({"effort"})
+
+
 def expand(experiment: Experiment, rehash: bool = False) -> list[Node]:
     """All stage instances of an experiment, inputs before those that read them.
 
@@ -158,7 +162,9 @@ def _arm_nodes(
     common = {"lmbda": codec.axes["lmbda"], "quantizer": quantizer}
 
     def quantized(axes: dict[str, Any], codec: Node, tables: Node) -> Node | None:
-        return add(_quantize_node(axes, codec, tables, sets["latents"])) if "latents" in sets else None
+        if "latents" not in sets:
+            return None
+        return add(_quantize_node(axes, _effort(axes, section), codec, tables, sets["latents"]))
 
     def tuned(axes: dict[str, Any], codec: Node) -> Node:
         return add(_tune_node(axes, experiment, section, codec, sets["tune"]))
@@ -180,12 +186,12 @@ def _arm_nodes(
                 finetuned = _finetune_node(axes, arm, end.codec, end.tables, end.latents, sets["latents"])
                 end = end._replace(codec=add(finetuned))
             made[name, seed] = end
-            scores.append(add(_evaluate_node(axes, experiment, end.codec, end.tables, sets["evaluate"])))
+            scores.append(add(_evaluate_node(axes, experiment, end, sets["evaluate"])))
     return scores
 
 
 def _tables_node(name: str, section: QuantizerSection) -> Node:
-    return Node("tables", {"quantizer": name}, _settings("tables", section), {})
+    return Node("tables", {"quantizer": name}, _settings("tables", section, ENCODER_SETTINGS), {})
 
 
 def _tune_node(
@@ -193,21 +199,28 @@ def _tune_node(
 ) -> Node:
     """Its output is like that of `tables`. It reads the whole codec: pictures decide, so the decoder does."""
     inputs = {"codec": Input(codec.id, "codec"), "images": Input(images.id, "images")}
-    quantizer = _settings("tables", section, frozenset({"tune", "centroids"}))
+    quantizer = _settings("tables", section, ENCODER_SETTINGS | {"tune", "centroids"})
     how = _settings("tune", experiment.tune, frozenset({"images"}))
     return Node("tune", axes, {"quantizer": quantizer, **how, "lmbda": axes["lmbda"]}, inputs)
 
 
-def _quantize_node(axes: dict[str, Any], codec: Node, tables: Node, images: Node) -> Node:
-    """Grid, rate and tables decide the indices; the decoder does not, so it enters no key here."""
+def _effort(axes: Mapping[str, Any], section: QuantizerSection) -> dict[str, Any]:
+    """What an encoder needs to know to make an effort; nothing where it makes none."""
+    return {"effort": section.effort, "lmbda": axes["lmbda"]} if section.effort else {}
+
+
+def _quantize_node(
+    axes: dict[str, Any], effort: dict[str, Any], codec: Node, tables: Node, images: Node
+) -> Node:
+    """Grid, rate and tables decide the indices; without effort the decoder does not, and enters no key here."""
     inputs = {
-        "codec": Input(codec.id, "codec", keyed=False),
+        "codec": Input(codec.id, "codec", keyed=bool(effort)),
         "grid": Input(codec.id, "codec", "grid"),
         "rate": Input(codec.id, "codec", "rate"),
         "tables": Input(tables.id, "tables"),
         "images": Input(images.id, "images"),
     }
-    return Node("quantize", axes, {}, inputs)
+    return Node("quantize", axes, effort, inputs)
 
 
 def _finetune_node(
@@ -226,16 +239,15 @@ def _finetune_node(
     return Node("finetune", axes, settings, inputs)
 
 
-def _evaluate_node(
-    axes: dict[str, Any], experiment: Experiment, codec: Node, tables: Node, images: Node
-) -> Node:
+def _evaluate_node(axes: dict[str, Any], experiment: Experiment, made: _Made, images: Node) -> Node:
     inputs = {
-        "codec": Input(codec.id, "codec"),
-        "tables": Input(tables.id, "tables"),
+        "codec": Input(made.codec.id, "codec"),
+        "tables": Input(made.tables.id, "tables"),
         "images": Input(images.id, "images"),
     }
     settings = {"metrics": sorted(experiment.evaluate.metrics), "rate": experiment.evaluate.rate}
-    return Node("evaluate", axes, settings, inputs)
+    effort = _effort(axes, experiment.quantizers[axes["quantizer"]])
+    return Node("evaluate", axes, settings | effort, inputs)
 
 
 def _report_node(experiment: Experiment, scores: list[Node], images: Node) -> Node:

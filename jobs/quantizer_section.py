@@ -29,6 +29,9 @@ class QuantizerSection(Section):
     lmbda_q: Annotated[float, Field(ge=0, le=LMBDA_Q_MAX)] | None = None  # λ_q/Δ²: weight of a bit
     offset: Offset | list[Offset] | None = None  # of a deadzone: one number, or one a σ level
     centroids: bool = False  # decode to the centroids of the design instead of plain levels
+    effort: Annotated[int, Field(ge=0, le=100)] = (
+        0  # steps by which the encoder moves latents to a lower J first
+    )
     tune: bool = False  # search Δ, λ_q or offset, and refine the tables, for each codec
 
     @model_validator(mode="before")

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from jobs.quantize import refinement
 from jobs.report_tables import GAINS_TITLE, as_csv, as_markdown, flat
 from jobs.stage import Node, Outcome, Output, Task
 from storage.keys import canonical_json, digest
@@ -125,6 +126,7 @@ def _crops(workspace: Workspace, names: dict[str, str], pair: list[tuple[Any, An
         (
             Codec.from_bytes(workspace.blobs.get(blob["codec"])),
             Tables.from_bytes(workspace.blobs.get(blob["tables"])),
+            refinement(blob["encoder"]),
         )
         for _, blob in pair
     ]
@@ -132,7 +134,10 @@ def _crops(workspace: Workspace, names: dict[str, str], pair: list[tuple[Any, An
     for image in sorted(names, key=lambda digest: names[digest])[:CROP_IMAGES]:
         original = store.read(image)
         height, width, _ = original.shape
-        before, after = (synthesise(c, code(c, t, original).latent, height, width) for c, t in coders)
+        before, after = (
+            synthesise(codec, code(codec, tables, original, effort).latent, height, width)
+            for codec, tables, effort in coders
+        )
         top, left = busiest_window(before, after, CROP_SIDE)
         window = (slice(top, top + CROP_SIDE), slice(left, left + CROP_SIDE))
         titles = [_crop_title(scored, image) for scored, _ in pair]

@@ -14,6 +14,7 @@ import torch
 from pipeline.codec.artifact import Codec
 from pipeline.codec.contract import pad
 from pipeline.quantizers import Tables, contexts, dequantize, quantize
+from pipeline.refinement import Refinement, refine
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -76,12 +77,18 @@ def analyse(codec: Codec, pixels_HWC: Pixels) -> Analysed:
 
 
 @torch.inference_mode()
-def code(codec: Codec, tables: Tables, pixels_HWC: Pixels) -> CodedImage:
-    """Encode one image as far as its indices."""
+def code(
+    codec: Codec, tables: Tables, pixels_HWC: Pixels, refinement: Refinement | None = None
+) -> CodedImage:
+    """Encode one image as far as its indices, with the effort of a refinement where one is given."""
     a = analyse(codec, pixels_HWC)
     shape = a.latent.shape
     flat = (shape[0], -1)
-    quantized = quantize((a.latent - a.means).reshape(flat), a.sigma_index.reshape(flat), tables)
+    if refinement is None:
+        quantized = quantize((a.latent - a.means).reshape(flat), a.sigma_index.reshape(flat), tables)
+    else:
+        latents = a.latent, a.means, a.sigma_index
+        quantized = refine(codec, tables, to_tensor(pixels_HWC), *latents, refinement)
     latent = a.means + quantized.reconstruction.reshape(shape)
     return CodedImage(
         indices=quantized.indices.reshape(shape),

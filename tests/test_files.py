@@ -329,3 +329,15 @@ def test_codec_and_quality_exclude_each_other(folder: Path, retrellis: Command) 
     )
     assert code == 2
     assert "expected --codec or --quality, found both" in wrong
+
+
+def test_effort_needs_a_trade(folder: Path, retrellis: Command) -> None:
+    effort = ("encode", folder / "a.png", "--force", "--effort", 1)
+    assert retrellis(*effort, "--quality", 2)[0] == 0
+    codec = ("--codec", folder / "codec.safetensors")
+    code, _, wrong = retrellis(*effort, *codec)
+    assert code == 1
+    assert (
+        "--effort with --codec: expected --lmbda, the λ that the codec was trained for, found none" in wrong
+    )
+    assert retrellis(*effort, *codec, "--lmbda", "0.01")[0] == 0

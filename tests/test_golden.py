@@ -61,7 +61,7 @@ def test_settings_digests(stage: str) -> None:
 
 def test_set_key() -> None:
     codec = {"digest": "c", "note": {"grid": "g", "rate": "r"}}
-    assert set_key({"codec": codec, "tables": {"digest": "t"}}) == KEYS["set"]
+    assert set_key({"codec": codec, "tables": {"digest": "t"}}, {}) == KEYS["set"]
 
 
 def test_canonical_pixels_and_image_sets() -> None:

@@ -129,12 +129,33 @@ def test_a_tuned_quantizer_has_tables_for_each_codec(file: str, tmp_path: Path) 
 def test_a_latent_set_does_not_know_the_decoder_or_the_list_of_images() -> None:
     codec = {"digest": "c", "note": {"grid": "g", "rate": "r"}}
     inputs = {"codec": codec, "tables": {"digest": "t"}, "images": {"digest": "i"}}
-    key = set_key(inputs)
-    assert set_key(inputs | {"codec": codec | {"digest": "other"}, "images": {"digest": "more"}}) == key
-    assert set_key(inputs | {"tables": {"digest": "other"}}) != key
+    key = set_key(inputs, {})
+    assert set_key(inputs | {"codec": codec | {"digest": "other"}, "images": {"digest": "more"}}, {}) == key
+    assert set_key(inputs | {"tables": {"digest": "other"}}, {}) != key
     for part in ("grid", "rate"):
         other = codec | {"note": codec["note"] | {part: "other"}}
-        assert set_key(inputs | {"codec": other}) != key
+        assert set_key(inputs | {"codec": other}, {}) != key
+
+
+def test_effort_enters_latents_and_scores_alone(file: str) -> None:
+    before, after = keys(load(file)), keys(load(file, ["quantizers.tcq8.effort=3"]))
+    changed = {name for name in before if before[name] != after[name]}
+    assert {name.split()[0] for name in changed} == {"quantize", "evaluate"}
+    assert all("quantizer=tcq8" in name for name in changed)
+    nodes = {node.id: node for node in expand(load(file, ["quantizers.tcq8.effort=3"]))}
+    latents = nodes["quantize lmbda=0.013 quantizer=tcq8"]
+    assert latents.settings == {"effort": 3, "lmbda": 0.013}
+    assert latents.inputs["codec"].keyed  # the decoder decides, too
+    assert not nodes["quantize lmbda=0.013 quantizer=urq"].inputs["codec"].keyed
+
+
+def test_latents_made_with_effort_are_a_set_of_their_own() -> None:
+    codec = {"digest": "c", "note": {"grid": "g", "rate": "r"}}
+    inputs = {"codec": codec, "tables": {"digest": "t"}}
+    effort = {"effort": 3, "lmbda": 0.013}
+    assert set_key(inputs, effort) != set_key(inputs, {})
+    assert set_key(inputs, effort) != set_key(inputs, effort | {"lmbda": 0.02})
+    assert set_key(inputs, effort) != set_key(inputs | {"codec": codec | {"digest": "other"}}, effort)
 
 
 def test_waiting_steps_say_what_they_wait_for(file: str) -> None:

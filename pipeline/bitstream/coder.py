@@ -38,6 +38,7 @@ from pipeline.coding import CodedImage, code, synthesise
 from pipeline.quantizers import Tables, contexts, dequantize
 from pipeline.quantizers.lookup import check_indices, check_sigma_index
 from pipeline.quantizers.tables import MAX_INDEX
+from pipeline.refinement import Refinement
 
 Pixels = npt.NDArray[np.uint8]
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -106,12 +107,13 @@ class ImageCoder:
         """SHA-256 of the codec file, hexadecimal; every image file carries its first 8 bytes."""
         return hashlib.sha256(self._file).hexdigest()
 
-    def encode(self, pixels_HWC: Pixels) -> bytes:
+    def encode(self, pixels_HWC: Pixels, refinement: Refinement | None = None) -> bytes:
         """The file of an image.
 
         Args:
             pixels_HWC: uint8 (H, W, 3) of any size from 1 × 1. Grey images have three equal channels here, and come
                 back as RGB.
+            refinement: effort for fewer bits or less distortion, none by default.
 
         Raises:
             ValueError: other pixels, or too many.
@@ -120,7 +122,7 @@ class ImageCoder:
         if pixels_HWC.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or not pixels_HWC.size:
             raise ValueError(f"expected pixels as uint8 (H, W, 3), found {pixels_HWC.dtype} {shape}")
         self._cells(*shape[:2])
-        return self.encode_indices(code(self.codec, self.tables, pixels_HWC), *shape[:2])
+        return self.encode_indices(code(self.codec, self.tables, pixels_HWC, refinement), *shape[:2])
 
     def encode_indices(self, coded: CodedImage, height: int, width: int) -> bytes:
         """The file of an image that `pipeline.coding.code` has quantized with this codec and these tables.

@@ -1,0 +1,63 @@
+"""Effort: J falls, decoders need nothing new, and experiments know which results it enters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hostile_files import photograph, small_codec, small_coder
+
+from pipeline import shipped
+from pipeline.bitstream import ImageCoder
+from pipeline.codec.artifact import Codec
+from pipeline.coding import CodedImage, analyse, code, decode_latent, synthesise
+from pipeline.quantizers import quantize
+from pipeline.refinement import Refinement
+
+
+def cost(codec: Codec, coded: CodedImage, pixels: np.ndarray, lmbda: float) -> float:
+    """J in bits of the whole image, of the picture as it is decoded."""
+    decoded = synthesise(codec, coded.latent, *pixels.shape[:2]).astype(float)
+    return coded.bits_y + coded.bits_z + lmbda / 3 * float(np.square(decoded - pixels).sum())
+
+
+def test_a_real_codec_trades_better() -> None:
+    coder = ImageCoder.from_bytes(shipped.codec_file(3))
+    codec, lmbda = coder.codec, shipped.SHIPPED[3].lmbda
+    pixels = photograph(128, 200)
+    plain = code(codec, coder.tables, pixels)
+    refined = code(codec, coder.tables, pixels, Refinement(4, lmbda))
+    assert cost(codec, refined, pixels, lmbda) < 0.995 * cost(codec, plain, pixels, lmbda)
+    assert np.array_equal(refined.hyper_indices, plain.hyper_indices)
+    found = decode_latent(codec, coder.tables, refined.indices, refined.hyper_indices)
+    assert np.array_equal(found, refined.latent)
+    file = coder.encode(pixels, Refinement(4, lmbda))
+    assert np.array_equal(coder.decode(file), synthesise(codec, refined.latent, 128, 200))
+
+
+@pytest.mark.parametrize("kind", ["urq", "tcq"])
+@pytest.mark.parametrize("lmbda", [1e-6, 1.0])
+def test_no_image_gets_worse(kind: str, lmbda: float) -> None:
+    """Steps that are far too long for this codec lead nowhere: the latents of the encoder stay."""
+    codec, tables = small_codec(), small_coder(kind).tables
+    pixels = photograph(70, 40)
+    plain = code(codec, tables, pixels)
+    refined = code(codec, tables, pixels, Refinement(2, lmbda))
+    # pictures are rounded to 8 bits here and clipped, in the search they are not
+    assert cost(codec, refined, pixels, lmbda) <= 1.01 * cost(codec, plain, pixels, lmbda)
+
+
+def test_the_first_target_is_what_the_encoder_gives() -> None:
+    codec, tables = small_codec(), small_coder("tcq").tables
+    pixels = photograph(64, 64)
+    a = analyse(codec, pixels)
+    residual = (a.latent - a.means).reshape(12, -1)
+    by_hand = quantize(residual, a.sigma_index.reshape(12, -1), tables).indices
+    assert np.array_equal(code(codec, tables, pixels).indices.reshape(12, -1), by_hand)
+
+
+def test_effort_without_steps_or_trade_is_refused() -> None:
+    for wrong in ({"steps": 0}, {"lmbda": 0.0}, {"lmbda": float("nan")}):
+        with pytest.raises(ValueError, match=r"expected at least one step and a λ above 0, found"):
+            replace(Refinement(1, 0.01), **wrong)
