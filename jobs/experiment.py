@@ -94,6 +94,9 @@ class Train(Section):
     steps: PositiveInt = 60_000
     batch: PositiveInt = 8
     crop: Annotated[int, Field(ge=64, multiple_of=64)] = 256  # pixels; smaller images are reflect-padded
+    initialise: Literal["transform", "random"] = (
+        "transform"  # how g_a and g_s begin without a codec to start from
+    )
     optimizer: Literal["muon", "adam"] = "muon"  # of the filters; all else is trained by Adam
     learning_rate: PositiveFloat = 1e-3
     warmup: Annotated[int, Field(ge=0)] = (

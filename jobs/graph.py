@@ -31,7 +31,7 @@ from storage.keys import digest, sha256
 # so that older results stay valid.
 LATER_SETTINGS: Mapping[str, Mapping[str, object]] = {
     "tables": {"context": "quantizer", "offset": None, "tune": False},
-    "train": {"weights": "float32", "optimizer": "adam"},
+    "train": {"weights": "float32", "optimizer": "adam", "initialise": "random"},
     "finetune": {"optimizer": "adam"},
 }
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 from pipeline.pixels import Pixels, centre_crop
+from pipeline.training import initialisation
 from pipeline.training.latent_crops import Arrays
 from pipeline.training.optimization import (
     autocast,
@@ -50,6 +51,7 @@ class BaseSettings:
     precision: str  # auto, bfloat16, float32
     seed: int
     optimizer: str = "adam"  # of the filters: muon, adam
+    initialise: str = "random"  # random, transform: see `pipeline.training.initialisation`
 
 
 class BaseTraining:
@@ -75,6 +77,8 @@ class BaseTraining:
         network.initialise(torch.Generator().manual_seed(settings.seed))
         if start:
             _take_weights(network, start.network)
+        elif settings.initialise == "transform":
+            initialisation.start_as_transform(network, self._some_crops(), settings.lmbda)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.network, dynamic=False) if compiled else self.network
         quantiles = network.entropy_bottleneck.quantiles
@@ -145,6 +149,13 @@ class BaseTraining:
         self.auxiliary.zero_grad()
         self.network.auxiliary_loss().backward()
         self.auxiliary.step()
+
+    def _some_crops(self) -> Tensor:
+        """Of images drawn by the seed, on the CPU."""
+        generator = np.random.default_rng([self.settings.seed, 2])
+        chosen = generator.integers(len(self.images), size=initialisation.CROPS)
+        crops = np.stack([random_crop(self.images[int(i)], initialisation.CROP, generator) for i in chosen])
+        return image_batch(crops, torch.device("cpu"))
 
     def _batch(self) -> Tensor:
         s = self.settings
