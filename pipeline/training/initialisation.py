@@ -3,7 +3,7 @@
 g_a's four convolutions begin as a cascade of principal component transforms, each of 2 × 2 positions of what the one
 before gives, g_s's as their transposes, and all GDN close to the identity. So before the first step the network codes
 images about as well as a block transform of 16 × 16 pixels does, where random weights take thousands of steps to get
-to (benchmarks/initialisation.txt). The last transform's scale is that at which a unit step is the best at high rate,
+to (benchmarks/convergence.txt). The last transform's scale is that at which a unit step is the best at high rate,
 
     d/dΔ (A Δ²/12 − log₂ Δ) = 0   at   Δ² = 6 / (A ln 2),   A = λ · 255² / 3,
 

@@ -1,8 +1,8 @@
-"""Muon on the filters against Adam alone: held-out loss after so many steps, each trained from scratch.
+"""Starts and optimizers of a base codec's training: held-out loss after so many steps.
 
-    python benchmarks/optimizers.py TRAINING_IMAGES HELD_OUT_IMAGES [STEPS] > benchmarks/optimizers.txt
+    python benchmarks/convergence.py TRAINING_IMAGES HELD_OUT_IMAGES [STEPS] > benchmarks/convergence.txt
 
-Both see the same crops, noise and learning rates (a warm-up and a cosine to zero); they run one after the other.
+All see the same crops and noise, with a warm-up and a cosine to a hundredth; they run one after the other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from machine import machine
 from pipeline.pixels import Pixels, canonical_pixels
 from pipeline.training.base import BaseSettings, BaseTraining
 
-LEARNING_RATES = {"adam": (1e-3, 3e-3), "muon": (1e-3,)}
+RECIPES = (  # start, optimizer of the filters, learning rate
+    ("random", "adam", 1e-3),
+    ("random", "muon", 1e-3),
+    ("transform", "adam", 4e-4),
+    ("transform", "adam", 1e-3),
+    ("transform", "muon", 4e-4),
+)
 HELD_OUT_CROP = 256  # pixels
 LINES = 4
 
@@ -32,10 +38,9 @@ def main(training: str, held_out: str, steps: str = "1000") -> None:
         f"N = 64, M = 96, λ = {base.lmbda:g}, {base.batch} crops of {base.crop} px a step, {len(images)} images"
     )
     print(f"held out: the middle {HELD_OUT_CROP} px of {len(others)} images\n")
-    print("optimizer  learning rate  steps  seconds  held-out loss     bpp  PSNR dB")
-    for optimizer, rates in LEARNING_RATES.items():
-        for rate in rates:
-            _train(replace(base, optimizer=optimizer, learning_rate=rate), images, others)
+    print("start      optimizer  learning rate  steps  seconds  held-out loss     bpp  PSNR dB")
+    for initialise, optimizer, rate in RECIPES:
+        _train(replace(base, initialise=initialise, optimizer=optimizer, learning_rate=rate), images, others)
 
 
 def _train(settings: BaseSettings, images: list[Pixels], others: list[Pixels]) -> None:
@@ -50,8 +55,9 @@ def _train(settings: BaseSettings, images: list[Pixels], others: list[Pixels]) -
         seconds += time.perf_counter() - start
         judge.network.load_state_dict(training.network.state_dict())
         found = judge.held_out(others)
+        recipe = f"{settings.initialise:9}  {settings.optimizer:9}  {settings.learning_rate:13g}"
         print(
-            f"{settings.optimizer:9}  {settings.learning_rate:13g}  {training.step:5}  {seconds:7.0f}  "
+            f"{recipe}  {training.step:5}  {seconds:7.0f}  "
             f"{found['held_out_loss']:13.4f}  {found['held_out_bpp']:6.4f}  {found['held_out_psnr_db']:7.3f}",
             flush=True,
         )
