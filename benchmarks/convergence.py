@@ -23,7 +23,7 @@ RECIPES = (  # start, optimizer of the filters, learning rate
     ("random", "muon", 1e-3),
     ("transform", "adam", 4e-4),
     ("transform", "adam", 1e-3),
-    ("transform", "muon", 4e-4),
+    ("transform", "muon", 1e-3),
 )
 HELD_OUT_CROP = 256  # pixels
 LINES = 4
@@ -48,9 +48,9 @@ def _train(settings: BaseSettings, images: list[Pixels], others: list[Pixels]) -
     # the same network seen through larger crops
     judge = BaseTraining(replace(settings, crop=HELD_OUT_CROP), others)
     seconds = 0.0
-    while training.step < settings.steps:
+    for stop in range(settings.steps // LINES, settings.steps + 1, settings.steps // LINES):
         start = time.perf_counter()
-        for _ in range(settings.steps // LINES):
+        while training.step < stop:
             training.advance()
         seconds += time.perf_counter() - start
         judge.network.load_state_dict(training.network.state_dict())

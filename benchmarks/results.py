@@ -35,7 +35,11 @@ def main(root: str, experiment: str = "results") -> None:
     report = max(reports, key=lambda record: record["ended"])
     ancestors = _ancestors(report, records)
     folder = DOCS / experiment
-    folder.mkdir(exist_ok=True)
+    notes = folder / "notes.md"
+    if not notes.is_file():
+        raise SystemExit(
+            f"{notes}: expected what stands above the numbers, found no such file: write it first"
+        )
     files = {name: workspace.blobs.get(blob) for name, blob in report["outputs"]["report"]["files"].items()}
     figures = [name for name in files if name.endswith(".png") and name != "crops.png"]
     for name in [*figures, *(name for name in files if name.endswith(".csv"))]:
@@ -43,7 +47,7 @@ def main(root: str, experiment: str = "results") -> None:
     _write_runs(folder / "runs.csv", ancestors)
     tables = files["report.md"].decode().partition("\n\n")[2].partition("\n## Files")[0]
     lines = [
-        (folder / "notes.md").read_text().strip(),
+        notes.read_text().strip(),
         *(f"![{Path(name).stem.replace('-', ' ')}]({experiment}/{name})" for name in figures),
         tables.strip(),
         _where_from(experiment, report, ancestors),
@@ -53,19 +57,21 @@ def main(root: str, experiment: str = "results") -> None:
 
 
 def _ancestors(report: Record, records: Iterable[Record]) -> list[Record]:
-    """The report and all whose outputs it rests on, by stage and instance."""
-    makers: dict[str, list[Record]] = {}
-    for record in records:
-        for output in record["outputs"].values():
-            makers.setdefault(output["digest"], []).append(record)
+    """The report and what it rests on by its keys, by stage and instance: for each digest one that made it.
+
+    Of several that made the same, one of the same experiment comes first, then the latest.
+    """
+    makers: dict[str, Record] = {}
+    for record in sorted(records, key=lambda r: (r["experiment"] == report["experiment"], r["ended"])):
+        makers |= {output["digest"]: record for output in record["outputs"].values()}
     found = {report["key"]: report}
     unread = [report]
     while unread:
-        for digest in unread.pop()["reads"].values():
-            for record in makers.get(digest, []):
-                if record["key"] not in found:
-                    found[record["key"]] = record
-                    unread.append(record)
+        for digest in unread.pop()["ingredients"]["inputs"].values():
+            maker = makers.get(digest)  # none of digests of parts, such as a codec's grid
+            if maker is not None and maker["key"] not in found:
+                found[maker["key"]] = maker
+                unread.append(maker)
     return sorted(found.values(), key=lambda r: (STAGES.index(r["stage"]), r["instance"]))
 
 

@@ -37,7 +37,8 @@ def main(root: str, quantizer: str = "tcq8") -> None:
         data = codec_file.join(Codec.from_bytes(codec), Tables.from_bytes(tables))
         packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
         (shipped.FOLDER / f"quality-{quality}.safetensors.xz").write_bytes(packed)
-        listed.append({"lmbda": lmbda, "digest": hashlib.sha256(data).hexdigest()})
+        digests = {"digest": hashlib.sha256(data).hexdigest(), "packed": hashlib.sha256(packed).hexdigest()}
+        listed.append({"lmbda": lmbda, **digests})
         print(f"quality {quality}: λ = {lmbda:g}, {len(data):,} bytes, packed {len(packed):,}")
     (shipped.FOLDER / "digests.json").write_text(json.dumps(listed, indent=1) + "\n")
 

@@ -143,6 +143,13 @@ def _lmbda(value: float | None) -> float | None:
     return value
 
 
+def _needs_codec(codec: str | None, quantizer: str | None, workspace: str | None) -> None:
+    """What says which codec of a workspace is meant says nothing without one."""
+    for option, value in (("--quantizer", quantizer), ("--workspace", workspace)):
+        if codec is None and value is not None:
+            raise typer.BadParameter(f"{option} {value}: expected --codec with it, found none")
+
+
 def _exit_if(failed: int) -> None:
     if failed:
         raise typer.Exit(1)
@@ -287,6 +294,9 @@ def encode(
     """
     from jobs.files import encode_files, load_coder, refinement, shipped_coder
 
+    _needs_codec(codec, quantizer, workspace)
+    if lmbda is not None and not effort:
+        raise typer.BadParameter("--lmbda is the trade of --effort: expected both, found no --effort")
     if codec is None:
         quality = DEFAULT_QUALITY if quality is None else quality
         coder = shipped_coder(quality, max_pixels)
@@ -315,6 +325,7 @@ def decode(
     """
     from jobs.files import coders, decode_files
 
+    _needs_codec(codec, quantizer, workspace)
     coder_of = coders(codec, quantizer, _workspace(workspace), max_pixels)
     _exit_if(decode_files(files, output, coder_of, force, console))
 

@@ -67,9 +67,11 @@ class Start(Section):
         return self
 
     @property
-    def source(self) -> tuple[str | None, str | None]:
-        """File and digest, of which one is None."""
-        return (self.file, self.digest) if self.quality is None else (str(shipped.path(self.quality)), None)
+    def source(self) -> tuple[str | None, str | None, str | None]:
+        """File and digest, of which one is None; and the file's digest where the project knows it."""
+        if self.quality is None:
+            return self.file, self.digest, None
+        return str(shipped.path(self.quality)), None, shipped.SHIPPED[self.quality].packed
 
 
 def _as_file(value: object) -> object:

@@ -56,7 +56,7 @@ def load_coder(codec: str, quantizer: str | None, root: str, max_pixels: int | N
     file = Path(codec)
     if file.is_file():
         try:
-            return ImageCoder.from_bytes(file.read_bytes(), limit)
+            return ImageCoder.from_bytes(shipped.unpack(file.read_bytes()), limit)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
     if not codec or codec.strip("0123456789abcdef"):

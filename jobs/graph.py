@@ -23,6 +23,7 @@ from jobs import ingest
 from jobs.arms import Arm, recipe, trained_on
 from jobs.experiment import Experiment, ExperimentError, Images, Train
 from jobs.fields import Section
+from jobs.quantize import EFFORT_VERSION
 from jobs.quantizer_section import QuantizerSection
 from jobs.stage import Input, Node
 from storage.keys import digest, sha256
@@ -118,7 +119,7 @@ def _train_nodes(train: Train, sets: Mapping[str, Node], add: Callable[[Node], N
     start = add(import_node(first, *train.start.source)) if train.start else None
     nodes: dict[float, Node] = {}
     for lmbda in train.lmbda:
-        own = {"lmbda": lmbda}
+        own: dict[str, Any] = {"lmbda": lmbda}
         inputs = dict(images)
         if start and (lmbda == first or not train.ladder):
             inputs["start"] = Input(start.id, "codec")
@@ -126,13 +127,26 @@ def _train_nodes(train: Train, sets: Mapping[str, Node], add: Callable[[Node], N
             nearest = min(nodes, key=lambda there: abs(math.log(there / lmbda)))
             inputs["start"] = Input(nodes[nearest].id, "codec")
             own["steps"] = ladder_steps
-        nodes[lmbda] = add(Node("train", {"lmbda": lmbda}, settings | own, inputs))
+        node_settings = settings | own
+        if "start" in inputs:
+            node_settings.pop("initialise", None)  # of random weights alone
+        nodes[lmbda] = add(Node("train", {"lmbda": lmbda}, node_settings, inputs))
     return list(nodes.values())
 
 
-def import_node(lmbda: float, file: str | None, codec_digest: str | None) -> Node:
-    """A codec that exists. Its key is the digest of the file (or of the codec in this workspace)."""
+def import_node(
+    lmbda: float, file: str | None, codec_digest: str | None, expected: str | None = None
+) -> Node:
+    """A codec that exists. Its key is the digest of the file (or of the codec in this workspace).
+
+    Raises:
+        ExperimentError: no such file, or another one than the digest `expected` says.
+    """
     source = _checkpoint_digest(file) if file else codec_digest
+    if expected is not None and source != expected:
+        raise ExperimentError(
+            f"{file}: expected the codec that comes with this release, found another: install again"
+        )
     parameters = {"file": file} if file else {"digest": codec_digest}
     return Node("import", {"lmbda": lmbda}, {"source": source, "lmbda": lmbda}, {}, parameters)
 
@@ -206,7 +220,9 @@ def _tune_node(
 
 def _effort(axes: Mapping[str, Any], section: QuantizerSection) -> dict[str, Any]:
     """What an encoder needs to know to make an effort; nothing where it makes none."""
-    return {"effort": section.effort, "lmbda": axes["lmbda"]} if section.effort else {}
+    if not section.effort:
+        return {}
+    return {"effort": section.effort, "effort_version": EFFORT_VERSION, "lmbda": axes["lmbda"]}
 
 
 def _quantize_node(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 IMAGES_PER_BUCKET = 16  # on average
 SET_VERSION = 2  # bumped when the same ingredients give other indices
+EFFORT_VERSION = 1  # the same of those that effort gives
 
 
 def set_key(inputs: Mapping[str, Output], settings: Mapping[str, Any]) -> str:

@@ -1,13 +1,13 @@
 """Effort in the encoder: latents moved, before they are quantized, to where the picture's J is lower.
 
-What g_a gives is a guess for each image. From y on, each step quantizes the target t for real, decodes, and moves t
+What g_a gives is a guess for each image. From y on, each step quantizes a target t for real, decodes, and moves t
 against the gradient of
 
-    J = bits + λ · 255² / 3 · ‖x̂ − x‖²        (x in [0, 1], the sum over pixels and their three channels)
+    J = bits + λ · 255² / 3 · ‖x̂ − x‖²        (x and the clipped x̂ in [0, 1], the sum over pixels and channels)
 
 straight through the quantizer: the distortion's gradient at ŷ counts as that at t, the bits are those of Gaussians of
-the levels' σ. Hyper latents stay as they are. Of all steps, y itself first, the indices of the lowest J are taken, so
-that no image gets worse. Decoders notice nothing.
+the levels' σ. A step that raises J is taken back and halved, so the indices of the lowest J, at worst those of y
+itself, are where it ends. Hyper latents stay as they are, and decoders notice nothing.
 
 Source: Campos et al., "Content adaptive optimization for neural image compression" (CVPR Workshops 2019), with the
 real quantizer in the loop; step and rule are ours.
@@ -16,6 +16,7 @@ real quantizer in the loop; step and rule are ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,33 +72,42 @@ def refine(
     weight = refinement.lmbda * 255**2 / 3
     sigma_CT = sigma_index_MHW.reshape(shape[0], -1)
     scales = torch.from_numpy(sigma_levels().astype(np.float32)[sigma_index_MHW])
-    target, best, lowest = latent_MHW.copy(), None, np.inf
     with torch.inference_mode(False), torch.enable_grad():
         image, means = image_BCHW.clone(), torch.from_numpy(means_MHW.copy())
         side = codec.decoder_side().requires_grad_(False)
-        for step in range(refinement.steps + 1):
+
+        def tried(target: Floats) -> _Tried:
             found = quantize((target - means_MHW).reshape(shape[0], -1), sigma_CT, tables)
-            latent = means_MHW + found.reconstruction.reshape(shape)
-            error, gradient = _distortion(side, latent, image, with_gradient=step < refinement.steps)
-            cost = float(found.bits.sum()) + weight * error
-            if best is None or cost < lowest:
-                best, lowest = found, cost
-            if gradient is not None:
-                target -= STEP * (weight * gradient + _rate_gradient(target, means, scales))
-    assert best is not None
-    return best
+            error, slope = _distortion(side, means_MHW + found.reconstruction.reshape(shape), image)
+            gradient = weight * slope + _rate_gradient(target, means, scales)
+            return _Tried(target, found, float(found.bits.sum()) + weight * error, gradient)
+
+        best, length = tried(latent_MHW), STEP
+        for _ in range(refinement.steps):
+            target = best.target - np.float32(length) * best.gradient
+            new = tried(target) if np.isfinite(target).all() else None
+            if new is not None and new.cost < best.cost:
+                best = new
+            else:
+                length /= 2
+    return best.found
 
 
-def _distortion(
-    side: DecoderSide, latent_MHW: Floats, image: Tensor, *, with_gradient: bool
-) -> tuple[float, Floats | None]:
+class _Tried(NamedTuple):
+    """A target, what it is quantized to, J in bits, and J's gradient at the target."""
+
+    target: Floats
+    found: Quantized
+    cost: float
+    gradient: Floats
+
+
+def _distortion(side: DecoderSide, latent_MHW: Floats, image: Tensor) -> tuple[float, Floats]:
     """‖x̂ − x‖², and its gradient at ŷ."""
     height, width = image.shape[-2:]
-    latent = torch.from_numpy(latent_MHW)[None].requires_grad_(with_gradient)
-    with strict_float32(latent.device), torch.set_grad_enabled(with_gradient):
-        error = torch.square(side.synthesise(latent)[..., :height, :width] - image).sum()
-    if not with_gradient:
-        return float(error), None
+    latent = torch.from_numpy(latent_MHW)[None].requires_grad_(True)
+    with strict_float32(latent.device):
+        error = torch.square(side.synthesise(latent)[..., :height, :width].clamp(0, 1) - image).sum()
     (gradient,) = torch.autograd.grad(error, latent)
     return float(error.detach()), gradient[0].numpy()
 

@@ -341,3 +341,19 @@ def test_effort_needs_a_trade(folder: Path, retrellis: Command) -> None:
         "--effort with --codec: expected --lmbda, the λ that the codec was trained for, found none" in wrong
     )
     assert retrellis(*effort, *codec, "--lmbda", "0.01")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--quantizer", "urq"), "--quantizer urq: expected --codec with it, found none"),
+        (("--workspace", "w"), "--workspace w: expected --codec with it, found none"),
+        (("--lmbda", "0.1"), "--lmbda is the trade of --effort: expected both, found no --effort"),
+    ],
+)
+def test_an_option_that_would_say_nothing_is_refused(
+    folder: Path, retrellis: Command, options: tuple[str, ...], message: str
+) -> None:
+    code, _, wrong = retrellis("encode", folder / "a.png", *options)
+    assert code == 2
+    assert message in wrong

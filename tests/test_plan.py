@@ -144,7 +144,7 @@ def test_effort_enters_latents_and_scores_alone(file: str) -> None:
     assert all("quantizer=tcq8" in name for name in changed)
     nodes = {node.id: node for node in expand(load(file, ["quantizers.tcq8.effort=3"]))}
     latents = nodes["quantize lmbda=0.013 quantizer=tcq8"]
-    assert latents.settings == {"effort": 3, "lmbda": 0.013}
+    assert latents.settings == {"effort": 3, "effort_version": 1, "lmbda": 0.013}
     assert latents.inputs["codec"].keyed  # the decoder decides, too
     assert not nodes["quantize lmbda=0.013 quantizer=urq"].inputs["codec"].keyed
 

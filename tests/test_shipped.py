@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import lzma
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hostile_files import photograph
 
-from jobs.experiment import ForeignCodec
+from jobs.experiment import ExperimentError, ForeignCodec
+from jobs.graph import import_node
 from jobs.import_codec import read_codec
 from pipeline import shipped
 from pipeline.bitstream import ImageCoder, parse
@@ -41,17 +43,34 @@ def test_a_quality_that_there_is_not() -> None:
     assert shipped.quality_of(bytes(8)) is None
 
 
-def test_a_damaged_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, other = shipped.path(2).read_bytes(), shipped.path(1).read_bytes()
+def test_a_file_of_another_release_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = shipped.path(2).read_bytes()
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
-    shipped.path(2).write_bytes(whole[:-1000])
-    with pytest.raises(ValueError, match=r"expected a whole \.xz file, found [\d,]+ damaged bytes"):
-        shipped.codec_file(2)
-    shipped.path(2).write_bytes(other)
+    for wrong in (whole[:-1000], shipped.path(1).name.encode()):
+        shipped.path(2).write_bytes(wrong)
+        with pytest.raises(
+            ValueError, match=r"quality-2.*: expected the bytes [0-9a-f]{16}, found .*: install it"
+        ):
+            shipped.codec_file(2)
+        with pytest.raises(
+            ExperimentError, match=r"quality-2.*: expected the codec that comes with this release"
+        ):
+            import_node(0.004, *ForeignCodec(quality=2).source)
+
+
+def test_packed_bytes_are_unpacked_whole_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = lzma.compress(b"a codec" * 1000)
+    assert shipped.unpack(packed) == b"a codec" * 1000
+    assert shipped.unpack(b"not packed") == b"not packed"
     with pytest.raises(
-        ValueError, match=r"quality-2.*: expected the codec [0-9a-f]{16}, found [0-9a-f]{16}: inst"
+        ValueError, match=r"expected a whole \.xz file, found [\d,]+ bytes: the end is missing"
     ):
-        shipped.codec_file(2)
+        shipped.unpack(packed[:-20])
+    with pytest.raises(ValueError, match=r"expected an \.xz file, found [\d,]+ damaged bytes"):
+        shipped.unpack(packed[:40] + bytes(8) + packed[48:])
+    monkeypatch.setattr(shipped, "MAX_BYTES", 100)
+    with pytest.raises(ValueError, match=r"bytes: more than 100 bytes in it"):
+        shipped.unpack(packed)
 
 
 def test_a_quality_knows_its_lmbda() -> None:

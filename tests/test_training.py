@@ -150,6 +150,7 @@ def test_base_training_resumes_bit_identically(images: list[np.ndarray]) -> None
 
 # Golden, in float32: when one of these moves, what a stage computes has changed, and so must its version
 GOLDEN_FIRST_LOSS = 199.05925
+GOLDEN_FOURTH_LOSS = {"random": 204.994, "transform": 5.14895}
 GOLDEN_ARM_LOSS = {"quantized": 254.13397, "noise": 254.10114, "rounded": 254.12608}
 GOLDEN_SCORE = {"bits_y": 10677.4905, "bits_z": 259.779796, "psnr_db": 5.069275}
 
@@ -169,6 +170,13 @@ def test_muon_refuses_filters_that_it_would_copy() -> None:
         ValueError, match=r"expected filters in channels_last, found strides \(150, 25, 5, 1\)"
     ):
         FilterMuon([torch.nn.Parameter(torch.zeros(8, 6, 5, 5))], 1e-3)
+
+
+@pytest.mark.parametrize("start", ["random", "transform"])
+def test_golden_losses_of_muon(images: list[np.ndarray], start: str) -> None:
+    training = BaseTraining(replace(BASE, optimizer="muon", initialise=start), images)
+    losses = [training.advance()["loss"] for _ in range(4)]
+    assert losses[3] == pytest.approx(GOLDEN_FOURTH_LOSS[start], rel=5e-3)
 
 
 @pytest.mark.parametrize(("kind", "names"), [("muon", {"main", "filters"}), ("adam", {"main"})])

@@ -15,13 +15,15 @@ from typing import NamedTuple
 FOLDER = Path(__file__).parent
 XZ_MAGIC = b"\xfd7zXZ\x00"
 DEFAULT_QUALITY = 3
+MAX_BYTES = 1 << 30  # of what is unpacked
 
 
 class Shipped(NamedTuple):
-    """What is known of a codec before it is unpacked: its λ, and the SHA-256 of its codec file."""
+    """What is known of a codec before it is unpacked: its λ, the SHA-256 of its codec file, and of that packed."""
 
     lmbda: float
     digest: str
+    packed: str
 
 
 def _listed() -> dict[int, Shipped]:
@@ -50,23 +52,26 @@ def codec_file(quality: int) -> bytes:
         ValueError: there is no such quality, or its file is damaged.
     """
     file = path(quality)
-    data = unpack(file.read_bytes())
-    found = hashlib.sha256(data).hexdigest()
-    if found != SHIPPED[quality].digest:
-        raise ValueError(
-            f"{file}: expected the codec {SHIPPED[quality].digest[:16]}, found {found[:16]}: install it again"
-        )
-    return data
+    packed = file.read_bytes()
+    found, expected = hashlib.sha256(packed).hexdigest(), SHIPPED[quality].packed
+    if found != expected:
+        raise ValueError(f"{file}: expected the bytes {expected[:16]}, found {found[:16]}: install it again")
+    return unpack(packed)
 
 
 def unpack(data: bytes) -> bytes:
     """What an xz file holds; other bytes as they are. Raises ValueError."""
     if not data.startswith(XZ_MAGIC):
         return data
+    decompressor = lzma.LZMADecompressor()
     try:
-        return lzma.decompress(data)
-    except (lzma.LZMAError, EOFError) as error:
-        raise ValueError(f"expected a whole .xz file, found {len(data):,} damaged bytes ({error})") from error
+        unpacked = decompressor.decompress(data, MAX_BYTES)
+    except lzma.LZMAError as error:
+        raise ValueError(f"expected an .xz file, found {len(data):,} damaged bytes ({error})") from error
+    if not decompressor.eof:
+        what = "the end is missing" if decompressor.needs_input else f"more than {MAX_BYTES:,} bytes in it"
+        raise ValueError(f"expected a whole .xz file, found {len(data):,} bytes: {what}")
+    return unpacked
 
 
 def quality_of(identity: bytes) -> int | None:
