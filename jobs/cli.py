@@ -276,7 +276,7 @@ def encode(
     quality: QualityOption = None,
     effort: Annotated[
         int,
-        typer.Option(min=0, max=100, help="steps to a better trade, each about as long as three encodings"),
+        typer.Option(min=0, max=100, help="steps to a better trade, each as long as some four encodings"),
     ] = 0,
     lmbda: Annotated[
         float | None, typer.Option(help="λ of the trade, for --effort with --codec", callback=_lmbda)
