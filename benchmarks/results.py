@@ -1,9 +1,9 @@
-"""docs/results.md from a workspace: an experiment's report, where each number comes from, what it took.
+"""docs/EXPERIMENT.md from a workspace: an experiment's report, where each number comes from, what it took.
 
     python benchmarks/results.py WORKSPACE [EXPERIMENT]
 
-docs/results/notes.md, written by hand, stands at the head; all else is made here. Crops show test images: they stay in
-the workspace.
+docs/EXPERIMENT/notes.md, written by hand, stands at the head; all else is made here. Crops show test images: they
+stay in the workspace.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Record = Mapping[str, Any]
 
 
 def main(root: str, experiment: str = "results") -> None:
-    """Write docs/results.md and, into docs/results/, its figures and tables."""
+    """Write the page and, into the folder of its name, its figures and tables."""
     workspace = Workspace.open(root, create=False)
     records = list(workspace.records.load("results").values())
     reports = [r for r in records if r["stage"] == "report" and r["axes"]["experiment"] == experiment]
@@ -42,6 +42,7 @@ def main(root: str, experiment: str = "results") -> None:
         )
     files = {name: workspace.blobs.get(blob) for name, blob in report["outputs"]["report"]["files"].items()}
     figures = [name for name in files if name.endswith(".png") and name != "crops.png"]
+    figures.sort(key=lambda name: name != "rate-distortion.png")  # it comes first
     for name in [*figures, *(name for name in files if name.endswith(".csv"))]:
         (folder / name).write_bytes(files[name])
     _write_runs(folder / "runs.csv", ancestors)

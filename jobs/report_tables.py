@@ -23,6 +23,7 @@ RELATIONS = {  # of a pair -> the title of its table
     "first quantizer": "Over the same arm of the first quantizer",
 }
 GAINS_TITLE = "Gains at each λ"
+GAINS_SHOWN = ("base", "control")
 NAMED_IMAGES = 4  # that cannot be compared, in a line; all are in report.json
 Row = Mapping[str, Any]
 
@@ -77,7 +78,7 @@ def as_markdown(
     if tables.get("references"):
         lines += ["", "## Over curves from elsewhere", "", *_references(tables["references"])]
     lines += ["", LIMITS]
-    if tables["gains"]:
+    if any(row["relation"] in GAINS_SHOWN for row in tables["gains"]):
         lines += ["", f"## {GAINS_TITLE}", "", *_gains(tables["gains"])]
     lines += ["", "## Files", "", *(f"- {file}" for file in [*files, "report.md"]), ""]
     return "\n".join(lines)
@@ -187,7 +188,7 @@ def _references(table: Sequence[Row]) -> list[str]:
 def _gains(gains: Sequence[Row]) -> list[str]:
     head = ["λ", "quantizer", "arm", "over", "ΔJ", "95 % interval", "ΔPSNR dB", "95 % interval"]
     head += ["seeds", "worth in rate", "95 % interval"]
-    rows = [row for row in gains if row["relation"] in {"base", "control"}]
+    rows = [row for row in gains if row["relation"] in GAINS_SHOWN]
     return [
         "Averaged over seeds; intervals are paired bootstraps over images. ΔPSNR at equal indices and bits, with its "
         "seeds; what it is worth in rate follows from the slope of the base's mean curve at this λ, which takes four "
