@@ -208,7 +208,7 @@ def test_what_is_not_given_is_the_kinds(file: str) -> None:
     """As the pipeline understands it; and what the file accepts fits it."""
     for kind in KINDS:
         section = load(file, [f"quantizers.new={{kind: {kind}}}"]).quantizers["new"]
-        given = section.model_dump(mode="json", exclude={"centroids", "tune"})
+        given = section.model_dump(mode="json", exclude={"centroids", "effort", "tune"})
         assert quantizer_settings(given) == settings(kind)
     assert load(file, ["quantizers.urq.step=null"]).quantizers["urq"].step == 1.0
     few = {name for name, trellis in TRELLISES.items() if trellis.states <= 8}
@@ -218,7 +218,7 @@ def test_what_is_not_given_is_the_kinds(file: str) -> None:
 def test_offsets_are_one_or_one_a_level(file: str) -> None:
     levels = [round(0.3 + i / 1000, 3) for i in range(SIGMA_LEVELS)]
     section = load(file, [f"quantizers.new={{kind: deadzone, offset: {levels}}}"]).quantizers["new"]
-    given = section.model_dump(mode="json", exclude={"centroids", "tune"})
+    given = section.model_dump(mode="json", exclude={"centroids", "effort", "tune"})
     assert quantizer_settings(given).offset == tuple(levels)
     with pytest.raises(ExperimentError, match=r"`tune` searches one `offset`; give one number to start from"):
         load(file, [f"quantizers.new={{kind: deadzone, tune: true, offset: {levels}}}"])
