@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from counting import multiplications
 from machine import alternately, machine
 
 from pipeline.bitstream import ImageCoder
-from pipeline.codec.layers import GDN
 from pipeline.pixels import canonical_pixels
 
 HEIGHT, WIDTH = 512, 768
@@ -43,7 +43,7 @@ def main() -> None:
         works[str(path)] = _decode_all(coder, coded)
         bpp = 8 * sum(map(len, coded)) / sum(image.shape[0] * image.shape[1] for image in pixels)
         lines.append(
-            f"{bpp:.4f} bpp, {multiplications(coder) / 1e9:.3f} G multiplications, tables of "
+            f"{bpp:.4f} bpp, {_multiplications(coder) / 1e9:.3f} G multiplications, tables of "
             f"{len(coder.tables.to_bytes()):,} bytes, codec file of {len(data):,} bytes, "
             f"{hashlib.sha256(data).hexdigest()[:12]}"
         )
@@ -64,24 +64,12 @@ def _decode_all(coder: ImageCoder, coded: list[bytes]) -> Callable[[], object]:
     return lambda: [coder.decode(data) for data in coded]
 
 
-def multiplications(coder: ImageCoder) -> int:
-    """Of h_s and of g_s with its GDN, for one image."""
+def _multiplications(coder: ImageCoder) -> int:
+    """Of h_s and of g_s, for one image."""
     network = coder.codec.network
-    return _count(network.h_s, 64) + _count(network.g_s, 16)
-
-
-def _count(layers: torch.nn.Sequential, stride: int) -> int:
-    """Of layers whose input has 1/stride of the image's size."""
-    total, positions = 0, HEIGHT * WIDTH // stride**2
-    for layer in layers:
-        if isinstance(layer, torch.nn.ConvTranspose2d):
-            total += positions * layer.weight.numel()  # each input meets each weight once
-            positions *= 4
-        elif isinstance(layer, GDN):
-            total += positions * layer.gamma.numel()
-        elif isinstance(layer, torch.nn.Conv2d):
-            total += positions * layer.weight.numel()
-    return total
+    z = torch.zeros(1, network.N, HEIGHT // 64, WIDTH // 64)
+    y = torch.zeros(1, network.M, HEIGHT // 16, WIDTH // 16)
+    return multiplications(network.h_s, z) + multiplications(network.g_s, y)
 
 
 if __name__ == "__main__":

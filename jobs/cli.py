@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jobs import experiment as experiment_file
 from jobs.experiment import ExperimentError
-from pipeline.shipped import DEFAULT_QUALITY
+from pipeline.shipped import DEFAULT_QUALITY, SHIPPED
 from storage.errors import StorageError
 
 app = typer.Typer(
@@ -79,7 +79,9 @@ CodecOption = Annotated[
 QualityOption = Annotated[
     int | None,
     typer.Option(
-        min=1, max=5, help="which of the codecs that come with Retrellis; 5 is the best and largest"
+        min=1,
+        max=len(SHIPPED),
+        help="which of the codecs that come with Retrellis; the last is the best and largest",
     ),
 ]
 QuantizerOption = Annotated[
@@ -292,7 +294,7 @@ def encode(
     By the codec named, or by one that comes with Retrellis (--quality, 3 if not given). Grey images become RGB. Exit
     code 1 if some failed; the others are done.
     """
-    from jobs.files import encode_files, load_coder, refinement, shipped_coder
+    from jobs.files import asked_effort, encode_files, load_coder, shipped_coder
 
     _needs_codec(codec, quantizer, workspace)
     if lmbda is not None and not effort:
@@ -304,8 +306,8 @@ def encode(
         raise typer.BadParameter("expected --codec or --quality, found both")
     else:
         coder = load_coder(codec, quantizer, _workspace(workspace), max_pixels)
-    moved = refinement(effort, lmbda, quality)
-    _exit_if(encode_files(files, output, coder, moved, force, console))
+    refinement = asked_effort(effort, lmbda, quality)
+    _exit_if(encode_files(files, output, coder, refinement, force, console))
 
 
 @app.command()

@@ -48,11 +48,11 @@ def load_coder(codec: str, quantizer: str | None, root: str, max_pixels: int | N
         ValueError: no such codec, several, or a file that is none.
         StorageError: no workspace, or something missing there.
     """
-    from pipeline.bitstream import MAX_PIXELS, ImageCoder
+    from pipeline.bitstream import ImageCoder
     from pipeline.codec.artifact import Codec
     from pipeline.quantizers import Tables
 
-    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    limit = _limit(max_pixels)
     file = Path(codec)
     if file.is_file():
         try:
@@ -74,14 +74,18 @@ def load_coder(codec: str, quantizer: str | None, root: str, max_pixels: int | N
 
 def shipped_coder(quality: int, max_pixels: int | None = None) -> ImageCoder:
     """The coder of a codec that comes with the project. Raises ValueError."""
-    from pipeline.bitstream import MAX_PIXELS, ImageCoder
+    from pipeline.bitstream import ImageCoder
 
-    return ImageCoder.from_bytes(
-        shipped.codec_file(quality), MAX_PIXELS if max_pixels is None else max_pixels
-    )
+    return ImageCoder.from_bytes(shipped.codec_file(quality), _limit(max_pixels))
 
 
-def refinement(effort: int, lmbda: float | None, quality: int | None) -> Refinement | None:
+def _limit(max_pixels: int | None) -> int:
+    from pipeline.bitstream import MAX_PIXELS
+
+    return MAX_PIXELS if max_pixels is None else max_pixels
+
+
+def asked_effort(effort: int, lmbda: float | None, quality: int | None) -> Refinement | None:
     """The effort of an encoder, for the λ given or that of a codec that comes with the project.
 
     Raises:

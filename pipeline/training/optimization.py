@@ -86,8 +86,7 @@ def make_optimizers(
     """By name: `filters`, Muon on the weights of convolutions where `kind` is muon; `main`, Adam on all else."""
     parameters = list(parameters)
     filters = [parameter for parameter in parameters if kind == "muon" and parameter.dim() == 4]
-    chosen = set(map(id, filters))
-    others = [parameter for parameter in parameters if id(parameter) not in chosen]
+    others = [parameter for parameter in parameters if kind != "muon" or parameter.dim() != 4]
     optimizers: dict[str, torch.optim.Optimizer] = {"main": make_adam(others, learning_rate)}
     return optimizers | ({"filters": FilterMuon(filters, learning_rate)} if filters else {})
 
