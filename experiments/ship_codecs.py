@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import lzma
 import sys
 
 from pipeline import shipped
@@ -35,7 +34,7 @@ def main(root: str, quantizer: str = "tcq8") -> None:
     for quality, (lmbda, pair) in enumerate(sorted(pairs.items()), 1):
         codec, tables = (workspace.blobs.get(blobs[digest]) for digest in pair)
         data = codec_file.join(Codec.from_bytes(codec), Tables.from_bytes(tables))
-        packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
+        packed = shipped.pack(codec_file.slim(data))
         (shipped.FOLDER / f"quality-{quality}.safetensors.xz").write_bytes(packed)
         digests = {"digest": hashlib.sha256(data).hexdigest(), "packed": hashlib.sha256(packed).hexdigest()}
         listed.append({"lmbda": lmbda, **digests})

@@ -67,6 +67,11 @@ class Start(Section):
         return self
 
     @property
+    def known_lmbda(self) -> float | None:
+        """Its λ, where the project knows it."""
+        return None if self.quality is None else shipped.SHIPPED[self.quality].lmbda
+
+    @property
     def source(self) -> tuple[str | None, str | None, str | None]:
         """File and digest, of which one is None; and the file's digest where the project knows it."""
         if self.quality is None:
@@ -99,8 +104,9 @@ class Train(Section):
     initialise: Literal["transform", "random"] = (
         "transform"  # how g_a and g_s begin without a codec to start from
     )
-    optimizer: Literal["muon", "adam"] = "muon"  # of the filters; all else is trained by Adam
+    optimizer: Literal["muon", "adam"] = "adam"  # of the filters; all else is trained by Adam
     learning_rate: PositiveFloat = 1e-3
+    transform_rate: PositiveFloat = 0.3  # of it, for g_a and g_s, which start close to where they should be
     warmup: Annotated[int, Field(ge=0)] = (
         200  # steps of linear rise, then a cosine down to a hundredth of the peak
     )

@@ -32,7 +32,7 @@ from storage.keys import digest, sha256
 # so that older results stay valid.
 LATER_SETTINGS: Mapping[str, Mapping[str, object]] = {
     "tables": {"context": "quantizer", "offset": None, "tune": False},
-    "train": {"weights": "float32", "optimizer": "adam", "initialise": "random"},
+    "train": {"weights": "float32", "optimizer": "adam", "initialise": "random", "transform_rate": 1.0},
     "finetune": {"optimizer": "adam"},
 }
 
@@ -122,11 +122,13 @@ def _train_nodes(train: Train, sets: Mapping[str, Node], add: Callable[[Node], N
         own: dict[str, Any] = {"lmbda": lmbda}
         inputs = dict(images)
         if start and (lmbda == first or not train.ladder):
+            assert train.start
             inputs["start"] = Input(start.id, "codec")
+            own |= {"start_lmbda": known} if (known := train.start.known_lmbda) else {}
         elif nodes and train.ladder:
             nearest = min(nodes, key=lambda there: abs(math.log(there / lmbda)))
             inputs["start"] = Input(nodes[nearest].id, "codec")
-            own["steps"] = ladder_steps
+            own |= {"steps": ladder_steps, "start_lmbda": nearest}
         node_settings = settings | own
         if "start" in inputs:
             node_settings.pop("initialise", None)  # of random weights alone

@@ -76,6 +76,7 @@ def train_codec(
         BaseSettings(**{name: value for name, value in settings.items() if name in wanted}),
         local_pixels(workspace, blobs["images"]),
         start=Codec.from_bytes(workspace.blobs.get(blobs["start"])) if "start" in blobs else None,
+        start_lmbda=settings.get("start_lmbda"),
         compiled=compiled,
     )
     measure = None

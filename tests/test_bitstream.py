@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
@@ -27,7 +28,7 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from pipeline.bitstream import BitstreamError, Header, ImageCoder, container, parse
+from pipeline.bitstream import BitstreamError, Header, ImageCoder, codec_file, container, parse
 from pipeline.coding import code, decode_latent, synthesise
 from pipeline.quantizer_kinds import LMBDA_Q_MAX
 from pipeline.quantizers import settings
@@ -191,6 +192,20 @@ def test_codec_file_is_a_function_of_codec_and_tables() -> None:
     assert again.tables.digest == coder.tables.digest
     digests = {small_coder(*kind).digest for kind in KINDS} | {small_coder(seed=1).digest}
     assert len(digests) == 5
+
+
+def test_a_slim_codec_file_becomes_whole_again() -> None:
+    data = small_coder().to_bytes()
+    slim = codec_file.slim(data)
+    assert len(slim) < 0.9 * len(data)
+    assert codec_file.whole(slim) == data
+    assert codec_file.whole(data) == data
+    assert codec_file.whole(b"something else") == b"something else"
+    partly = safetensors.torch.load(data)
+    del partly["integer.means.bias"]
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    with pytest.raises(ValueError, match=r"integer\.means\.bias: expected .*; the checkpoint is incomplete"):
+        codec_file.split(safetensors.torch.save(partly, header["__metadata__"]))
 
 
 def test_other_files_are_no_codec_files() -> None:

@@ -263,6 +263,9 @@ def test_each_rate_starts_from_its_nearest_neighbour_before_it(file: str) -> Non
         0.0483: "train lmbda=0.013",
         0.03: "train lmbda=0.0483",
     }
+    assert {lmbda: node.settings.get("start_lmbda") for lmbda, node in ladder.items()} == {
+        0.013: None, 0.0067: 0.013, 0.0483: 0.013, 0.03: 0.0483
+    }  # fmt: skip
     assert {lmbda: node.settings["steps"] for lmbda, node in ladder.items()} == {
         0.013: 1000, 0.0067: 334, 0.0483: 334, 0.03: 334
     }  # fmt: skip

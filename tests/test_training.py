@@ -188,6 +188,46 @@ def test_every_parameter_has_one_optimizer(images: list[np.ndarray], kind: str, 
     assert not [name for name, leaf in training.network.named_parameters() if torch.equal(leaf, before[name])]
 
 
+def test_transforms_learn_at_a_rate_of_their_own(images: list[np.ndarray]) -> None:
+    def moved(share: float) -> dict[str, float]:
+        training = BaseTraining(replace(BASE, optimizer="adam", transform_rate=share), images)
+        before = {name: leaf.detach().clone() for name, leaf in training.network.named_parameters()}
+        training.advance()
+        return {
+            name: float((leaf.detach() - before[name]).abs().max())
+            for name, leaf in training.network.named_parameters()
+        }
+
+    slow, fast = moved(0.1), moved(1.0)
+    for name, distance in fast.items():
+        share = 0.1 if name.startswith(("g_a", "g_s")) else 1.0
+        assert slow[name] == pytest.approx(share * distance, rel=1e-3), name
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+def test_two_rates_resume_bit_identically(images: list[np.ndarray], optimizer: str) -> None:
+    settings = replace(BASE, optimizer=optimizer, transform_rate=0.3)
+    first, second = BaseTraining(settings, images), BaseTraining(settings, images)
+    first.advance()
+    second.resume(first.to_bytes())
+    assert first.advance() == second.advance()
+    assert first.to_bytes() == second.to_bytes()
+
+
+def test_a_start_at_another_rate_codes_with_the_step_that_its_rate_wants(images: list[np.ndarray]) -> None:
+    """Four times λ: latents, means and scales are twice as large, and the pictures of unquantized latents the same."""
+    codec = Codec.from_network(BaseTraining(BASE, images).network)
+    scaled = BaseTraining(replace(BASE, lmbda=0.04), images, start=codec, start_lmbda=0.01).network
+    plain, image = codec.network, torch.rand(1, 3, 128, 64)
+    with torch.no_grad():
+        y, doubled = plain.g_a(image), scaled.g_a(image)
+        z = plain.h_a(y)
+        assert torch.allclose(doubled, 2 * y, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(scaled.h_a(doubled), z, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(scaled.h_s(z), 2 * plain.h_s(z), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(scaled.g_s(doubled), plain.g_s(y), rtol=1e-4, atol=1e-5)
+
+
 def test_training_starts_from_another_codec(images: list[np.ndarray]) -> None:
     trained = BaseTraining(BASE, images)
     trained.advance()

@@ -76,6 +76,27 @@ def _open(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     return dict(header["__metadata__"]), leaves
 
 
+def slim(data: bytes) -> bytes:
+    """A codec file without the integers of its hyper synthesis, up to half of it, which follow from the weights.
+
+    Raises:
+        ValueError: not a codec file, or its integers are not those of its weights.
+    """
+    metadata, leaves = _open(data)
+    kept = {name: leaf for name, leaf in leaves.items() if not name.startswith("integer.")}
+    slimmed: bytes = safetensors.torch.save(kept, metadata)
+    if join(*split(slimmed)) != data:
+        raise ValueError("expected integers that follow from the codec's weights, found others")
+    return slimmed
+
+
+def whole(data: bytes) -> bytes:
+    """What `slim` made smaller as it was; other bytes as they are. Raises ValueError as `split` does."""
+    if not is_codec_file(data) or any(name.startswith("integer.") for name in _open(data)[1]):
+        return data
+    return join(*split(data))
+
+
 def is_codec_file(data: bytes) -> bool:
     """Whether these bytes look like what `join` writes."""
     return _has(data, METADATA_KEY)

@@ -84,11 +84,12 @@ class ImageCoder:
 
     @classmethod
     def from_bytes(cls, data: bytes, max_pixels: int = MAX_PIXELS) -> Self:
-        """Read a codec file.
+        """Read a codec file, whole or slim.
 
         Raises:
             ValueError: it is none, or damaged.
         """
+        data = codec_file.whole(data)
         coder = cls(*codec_file.split(data), max_pixels)
         coder._file = data
         return coder

@@ -168,6 +168,8 @@ class Codec:
     def from_bytes(cls, data: bytes) -> Self:
         """Read a checkpoint; nothing is unpickled, and every name, shape, type and integer bound is checked.
 
+        Without any of its integer leaves it is complete too: they follow from the weights, by exact arithmetic.
+
         Raises:
             ValueError: not such a checkpoint, another format version, or a leaf that is missing, unknown,
                 misshapen or damaged; names the leaf, what was expected and what was found.
@@ -178,14 +180,19 @@ class Codec:
         except SafetensorError as error:
             raise ValueError(f"damaged codec checkpoint: {error}; copy or train it again") from error
         N, M = metadata["N"], metadata["M"]
-        _check_leaves(tensors, N, M)
+        has_integers = any(name.startswith("integer.") for name in tensors)
+        _check_leaves(tensors, N, M, has_integers)
         state = {
             name.removeprefix("network."): leaf
             for name, leaf in tensors.items()
             if name.startswith("network.")
         }
         network = _network_from(N, M, state)
-        return cls(network, IntegerSynthesis.from_tensors(tensors), HyperTable.from_tensors(tensors))
+        if has_integers:
+            synthesis = IntegerSynthesis.from_tensors(tensors)
+        else:
+            synthesis = IntegerSynthesis.from_float(network.h_s, network.entropy_bottleneck.medians)
+        return cls(network, synthesis, HyperTable.from_tensors(tensors))
 
     def digests(self) -> Digests:
         """Digests of the checkpoint, of what indices mean (grid), and of how they were chosen (rate).
@@ -287,9 +294,9 @@ def _read_metadata(data: bytes) -> dict[str, Any]:
     return checked
 
 
-def _check_leaves(tensors: Mapping[str, Tensor], N: int, M: int) -> None:
+def _check_leaves(tensors: Mapping[str, Tensor], N: int, M: int, has_integers: bool) -> None:
     """Compare names, shapes and types with those of a codec of N and M channels."""
-    expected = integer_synthesis.expected_leaves(N, M)
+    expected = integer_synthesis.expected_leaves(N, M) if has_integers else {}
     expected |= {
         f"network.{name}": (leaf.dtype, tuple(leaf.shape))
         for name, leaf in _empty_network(N, M).state_dict().items()

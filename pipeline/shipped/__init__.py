@@ -1,6 +1,6 @@
 """The codecs that come with the project: five rates of the mean-scale hyperprior, N = 64, M = 96.
 
-Each is a codec file, codec and tuned VVC-8 tables, packed by xz. experiments/codecs.yaml trains them, and
+Each is a codec file, codec and tuned VVC-8 tables, slimmed and packed by xz. experiments/codecs.yaml trains them, and
 experiments/ship_codecs.py puts them here.
 """
 
@@ -15,6 +15,7 @@ from typing import NamedTuple
 FOLDER = Path(__file__).parent
 XZ_MAGIC = b"\xfd7zXZ\x00"
 DEFAULT_QUALITY = 3
+XZ_FILTER = {"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 2, "lp": 1, "pb": 1}  # for numbers of two bytes
 MAX_BYTES = 1 << 30  # of what is unpacked
 
 
@@ -46,7 +47,7 @@ def path(quality: int) -> Path:
 
 
 def codec_file(quality: int) -> bytes:
-    """The codec file of a quality (see `pipeline.bitstream.codec_file`).
+    """The slim codec file of a quality (see `pipeline.bitstream.codec_file`).
 
     Raises:
         ValueError: there is no such quality, or its file is damaged.
@@ -57,6 +58,11 @@ def codec_file(quality: int) -> bytes:
     if found != expected:
         raise ValueError(f"{file}: expected the bytes {expected[:16]}, found {found[:16]}: install it again")
     return unpack(packed)
+
+
+def pack(data: bytes) -> bytes:
+    """A slim codec file of bfloat16 weights as an xz file."""
+    return lzma.compress(data, filters=[XZ_FILTER])
 
 
 def unpack(data: bytes) -> bytes:

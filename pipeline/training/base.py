@@ -6,6 +6,7 @@ exactly as one that was never stopped.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,19 +53,28 @@ class BaseSettings:
     seed: int
     optimizer: str = "adam"  # of the filters: muon, adam
     initialise: str = "random"  # random, transform: see `pipeline.training.initialisation`
+    transform_rate: float = 1.0  # of `learning_rate`, for g_a and g_s
 
 
 class BaseTraining:
     """The state of one training; `advance` does a step."""
 
     def __init__(
-        self, settings: BaseSettings, images: Arrays, *, start: Codec | None = None, compiled: bool = False
+        self,
+        settings: BaseSettings,
+        images: Arrays,
+        *,
+        start: Codec | None = None,
+        start_lmbda: float | None = None,
+        compiled: bool = False,
     ) -> None:
         """Start at step 0.
 
         Args:
             images: uint8 arrays (H, W, 3); those smaller than the crop are reflect-padded.
             start: whose weights it starts from, with fresh moments; random weights by default.
+            start_lmbda: the λ it was trained with: its latents are scaled by √(λ / start_lmbda), at which the
+                unit step is as right for the new λ as it was for that one.
             compiled: fuse what is not convolution by `torch.compile`, at its first step.
 
         Raises:
@@ -77,13 +87,15 @@ class BaseTraining:
         network.initialise(torch.Generator().manual_seed(settings.seed))
         if start:
             _take_weights(network, start.network)
+            if start_lmbda:
+                initialisation.scale_latents(network, math.sqrt(settings.lmbda / start_lmbda))
         elif settings.initialise == "transform":
             initialisation.start_as_transform(network, self._some_crops(), settings.lmbda)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.network, dynamic=False) if compiled else self.network
         quantiles = network.entropy_bottleneck.quantiles
         self.trained = [p for p in network.parameters() if p is not quantiles]
-        self.main = make_optimizers(self.trained, settings.learning_rate, settings.optimizer)
+        self.main = self._make_optimizers()
         self.auxiliary = make_adam([quantiles], AUXILIARY_LEARNING_RATE)
         self.step = 0
 
@@ -144,6 +156,19 @@ class BaseTraining:
     @property
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return self.main | {"auxiliary": self.auxiliary}
+
+    def _make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """One set for all, or where g_a and g_s have a rate of their own, two."""
+        s = self.settings
+        if s.transform_rate == 1:
+            return make_optimizers(self.trained, s.learning_rate, s.optimizer)
+        transforms = [*self.network.g_a.parameters(), *self.network.g_s.parameters()]
+        slow = {id(parameter) for parameter in transforms}
+        others = [parameter for parameter in self.trained if id(parameter) not in slow]
+        theirs = make_optimizers(transforms, s.learning_rate, s.optimizer, s.transform_rate)
+        return make_optimizers(others, s.learning_rate, s.optimizer) | {
+            f"transform_{name}": optimizer for name, optimizer in theirs.items()
+        }
 
     def _auxiliary_step(self) -> None:
         self.auxiliary.zero_grad()

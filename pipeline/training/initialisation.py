@@ -53,6 +53,18 @@ def start_as_transform(network: MeanScaleHyperprior, images_BCHW: Tensor, lmbda:
             layer.gamma.copy_(stored_nonnegative(GAMMA * torch.eye(len(layer.gamma))))
 
 
+@torch.no_grad()
+def scale_latents(network: MeanScaleHyperprior, factor: float) -> None:
+    """Make y, and all that is predicted of it, larger by a factor, and leave the rest as it was.
+
+    The network codes as before at a step of 1/factor. Its scale bound apart, it gives the same pictures.
+    """
+    for parameter in (*network.g_a[-1].parameters(), *network.h_s[-1].parameters()):  # whose outputs are y's
+        parameter.mul_(factor)
+    for layer in (network.g_s[0], network.h_a[0]):  # whose inputs are
+        next(layer.parameters()).div_(factor)  # the weight
+
+
 def cascade(x_BCHW: Tensor, channels: list[int]) -> list[Tensor]:
     """For each level its principal components (k, C, 2, 2), orthonormal, by falling energy; k at most its channels."""
     found = []

@@ -81,14 +81,22 @@ def make_adam(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch
 
 
 def make_optimizers(
-    parameters: Iterable[nn.Parameter], learning_rate: float, kind: str
+    parameters: Iterable[nn.Parameter], learning_rate: float, kind: str, share: float = 1.0
 ) -> dict[str, torch.optim.Optimizer]:
-    """By name: `filters`, Muon on the weights of convolutions where `kind` is muon; `main`, Adam on all else."""
+    """By name: `filters`, Muon on the weights of convolutions where `kind` is muon; `main`, Adam on all else.
+
+    Args:
+        share: of every learning rate that `set_learning_rate` will set.
+    """
     parameters = list(parameters)
     filters = [parameter for parameter in parameters if kind == "muon" and parameter.dim() == 4]
     others = [parameter for parameter in parameters if kind != "muon" or parameter.dim() != 4]
     optimizers: dict[str, torch.optim.Optimizer] = {"main": make_adam(others, learning_rate)}
-    return optimizers | ({"filters": FilterMuon(filters, learning_rate)} if filters else {})
+    optimizers |= {"filters": FilterMuon(filters, learning_rate)} if filters else {}
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["share"] = share
+    return optimizers
 
 
 class FilterMuon(torch.optim.Muon):
@@ -117,10 +125,10 @@ def _matrix(filters: Tensor) -> Tensor:
 
 
 def set_learning_rate(optimizers: Mapping[str, torch.optim.Optimizer], learning_rate: float) -> None:
-    """For all parameters."""
+    """For all parameters, or the share of it that theirs is."""
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["share"]
 
 
 def state_to_bytes(
