@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from jobs.fields import Name, Section
+from jobs.fields import Effort, Name, Section
+
+OF_NO_TRAINING = frozenset({"parts", "after", "retune", "effort"})
 
 
 class Arm(Section):
@@ -17,6 +19,7 @@ class Arm(Section):
     latents: Literal["quantized", "noise", "uniform", "rounded"] = "quantized"
     after: Name | None = None  # an arm before it, from whose codec it goes on, with latents of its own
     retune: bool = False  # tune the quantizer to that codec first
+    effort: Effort = 0  # as a quantizer's, on test images alone
     steps: PositiveInt = 5_000
     batch: PositiveInt = 8
     crop: Annotated[int, Field(ge=96, multiple_of=16)] = (
@@ -34,11 +37,13 @@ class Arm(Section):
             raise ValueError(
                 "`retune` needs `after`; a quantizer is tuned to the base codec by its `tune: true`"
             )
-        if self.parts == "none" and (extra := self.model_fields_set - {"parts", "after", "retune"}):
+        if self.parts == "none" and (extra := self.model_fields_set - OF_NO_TRAINING):
             names = ", ".join(sorted(extra))
             raise ValueError(f"an arm without `parts` trains nothing and takes no {names}")
-        if self.parts == "none" and self.after and not self.retune:
-            raise ValueError(f"nothing would differ from {self.after!r}: expected `parts` or `retune: true`")
+        if self.parts == "none" and self.after and not (self.retune or self.effort):
+            raise ValueError(
+                f"nothing would differ from {self.after!r}: expected `parts`, `effort` or `retune: true`"
+            )
         if self.parts == "decoder+scale" and self.latents != "quantized":
             raise ValueError(
                 "`parts: decoder+scale` needs `latents: quantized`: its rate is that of stored indices"
@@ -47,7 +52,7 @@ class Arm(Section):
 
     @property
     def is_base(self) -> bool:
-        """Whether it is the codec as trained, which no seed changes."""
+        """Whether its codec is the one as trained, which no seed changes."""
         return self.parts == "none" and self.after is None
 
     @property
@@ -67,14 +72,17 @@ def recipe(arms: Mapping[str, Arm], name: str) -> list[dict[str, Any]]:
     arm = arms[name]
     own: dict[str, Any] = {"retune": arm.retune}
     if arm.parts != "none":
-        own = arm.model_dump(mode="json", exclude={"parts", "latents", "after"})
+        own = arm.model_dump(mode="json", exclude={"parts", "latents", "after", "effort"})
+    own |= {"effort": arm.effort} if arm.effort else {}
     return [own, *(recipe(arms, arm.after) if arm.after else [])]
 
 
 def unlike(arms: Mapping[str, Arm], mine: str, other: str) -> list[str]:
     """Where the training of two arms differs, with both values."""
     (first, *before), (theirs, *others) = recipe(arms, mine), recipe(arms, other)
-    found = [f"{key} {first[key]} against {theirs[key]}" for key in first if first[key] != theirs[key]]
+    keys = list(dict.fromkeys([*first, *theirs]))
+    pairs = {key: (first.get(key, 0), theirs.get(key, 0)) for key in keys}
+    found = [f"{key} {ours} against {other}" for key, (ours, other) in pairs.items() if ours != other]
     return found + ([] if before == others else ["what it goes on from"])
 
 

@@ -57,4 +57,5 @@ def _as_name(value: object) -> object:
 
 Name = Annotated[str, BeforeValidator(_as_name)]
 Channels = Annotated[int, Field(ge=1, le=CHANNELS_MAX)]
+Effort = Annotated[int, Field(ge=0, le=100)]  # steps of the encoder's search
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]  # what torch's generators take

@@ -180,7 +180,7 @@ def _arm_nodes(
     def quantized(axes: dict[str, Any], codec: Node, tables: Node) -> Node | None:
         if "latents" not in sets:
             return None
-        return add(_quantize_node(axes, _effort(axes, section), codec, tables, sets["latents"]))
+        return add(_quantize_node(axes, _effort(axes, section.effort), codec, tables, sets["latents"]))
 
     def tuned(axes: dict[str, Any], codec: Node) -> Node:
         return add(_tune_node(axes, experiment, section, codec, sets["tune"]))
@@ -202,7 +202,8 @@ def _arm_nodes(
                 finetuned = _finetune_node(axes, arm, end.codec, end.tables, end.latents, sets["latents"])
                 end = end._replace(codec=add(finetuned))
             made[name, seed] = end
-            scores.append(add(_evaluate_node(axes, experiment, end, sets["evaluate"])))
+            effort = _effort(axes, arm.effort or section.effort)
+            scores.append(add(_evaluate_node(axes, effort, experiment, end, sets["evaluate"])))
     return scores
 
 
@@ -220,11 +221,11 @@ def _tune_node(
     return Node("tune", axes, {"quantizer": quantizer, **how, "lmbda": axes["lmbda"]}, inputs)
 
 
-def _effort(axes: Mapping[str, Any], section: QuantizerSection) -> dict[str, Any]:
+def _effort(axes: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """What an encoder needs to know to make an effort; nothing where it makes none."""
-    if not section.effort:
+    if not steps:
         return {}
-    return {"effort": section.effort, "effort_version": EFFORT_VERSION, "lmbda": axes["lmbda"]}
+    return {"effort": steps, "effort_version": EFFORT_VERSION, "lmbda": axes["lmbda"]}
 
 
 def _quantize_node(
@@ -250,21 +251,22 @@ def _finetune_node(
         "latents": Input(latents.id, "latents"),
         "images": Input(images.id, "images", keyed=False),  # the latents' digest names the images too
     }
-    settings = _settings("finetune", arm, frozenset({"after", "retune"})) | {
+    settings = _settings("finetune", arm, frozenset({"after", "retune", "effort"})) | {
         "lmbda": axes["lmbda"],
         "seed": axes["seed"],
     }
     return Node("finetune", axes, settings, inputs)
 
 
-def _evaluate_node(axes: dict[str, Any], experiment: Experiment, made: _Made, images: Node) -> Node:
+def _evaluate_node(
+    axes: dict[str, Any], effort: dict[str, Any], experiment: Experiment, made: _Made, images: Node
+) -> Node:
     inputs = {
         "codec": Input(made.codec.id, "codec"),
         "tables": Input(made.tables.id, "tables"),
         "images": Input(images.id, "images"),
     }
     settings = {"metrics": sorted(experiment.evaluate.metrics), "rate": experiment.evaluate.rate}
-    effort = _effort(axes, experiment.quantizers[axes["quantizer"]])
     return Node("evaluate", axes, settings | effort, inputs)
 
 
@@ -283,5 +285,7 @@ def _report_node(experiment: Experiment, scores: list[Node], images: Node) -> No
 def _arm_of_report(arms: Mapping[str, Arm], name: str) -> dict[str, Any]:
     """What the report says of an arm; only arms of one recipe are compared with each other."""
     arm = arms[name]
-    parts = "tables" if arm.after and arm.parts == "none" else arm.parts
+    parts: str = arm.parts
+    if parts == "none" and (arm.after or arm.effort):
+        parts = "tables" if arm.retune else "effort"
     return {"parts": parts, "latents": trained_on(arms, name), "recipe": digest(recipe(arms, name))}

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from jobs.fields import Section, Trellis
+from jobs.fields import Effort, Section, Trellis
 from pipeline.quantizer_kinds import KINDS, LMBDA_Q_MAX, STATE_CONTEXTS, STEP_RANGE, check
 from pipeline.sigma import SIGMA_LEVELS
 
@@ -29,9 +29,7 @@ class QuantizerSection(Section):
     lmbda_q: Annotated[float, Field(ge=0, le=LMBDA_Q_MAX)] | None = None  # λ_q/Δ²: weight of a bit
     offset: Offset | list[Offset] | None = None  # of a deadzone: one number, or one a σ level
     centroids: bool = False  # decode to the centroids of the design instead of plain levels
-    effort: Annotated[int, Field(ge=0, le=100)] = (
-        0  # steps by which the encoder moves latents to a lower J first
-    )
+    effort: Effort = 0  # steps by which the encoder moves latents to a lower J first
     tune: bool = False  # search Δ, λ_q or offset, and refine the tables, for each codec
 
     @model_validator(mode="before")

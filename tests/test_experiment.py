@@ -118,7 +118,10 @@ def test_set_overrides_values_and_paths_are_relative_to_the_current_folder(
             "arms.new={after: paper, parts: decoder, latents: noise}",
             r"'new': expected `latents: quantized` as in 'paper', .* found noise",
         ),
-        ("arms.new={after: paper}", r"nothing would differ from 'paper': expected `parts` or `retune: true`"),
+        (
+            "arms.new={after: paper}",
+            r"nothing would differ from 'paper': expected `parts`, `effort` or `retune",
+        ),
         ("codec={digest: abc, lmbda: 1}", r"codec\.0\.digest"),
         ("train=null", r"expected either `train` .* or `codec`"),
         ("nothing", r"expected KEY=VALUE"),

@@ -333,6 +333,31 @@ def test_an_arm_after_another_quantizes_with_its_codec(file: str) -> None:
     assert nodes[f"evaluate {axes}more seed=1"].inputs["codec"].node == f"finetune {axes}more seed=1"
 
 
+def test_an_arm_with_effort_is_another_evaluation_of_the_same_codec(file: str) -> None:
+    arms = (
+        "arms={base: {}, base+effort: {effort: 3}, paper: {parts: decoder}, "
+        "paper+effort: {after: paper, effort: 3}, both: {parts: decoder, effort: 3}}"
+    )
+    experiment = load(file, [arms])
+    nodes = {node.id: node for node in expand(experiment)}
+    axes = "lmbda=0.013 quantizer=tcq8 arm="
+    effort = {"effort": 3, "effort_version": 1, "lmbda": 0.013}
+    plain, searched = (nodes[f"evaluate {axes}{arm}"] for arm in ("base", "base+effort"))
+    assert (plain.inputs, plain.settings | effort) == (searched.inputs, searched.settings)
+    after, both = (nodes[f"evaluate {axes}{arm} seed=1"] for arm in ("paper+effort", "both"))
+    assert after.inputs["codec"].node == f"finetune {axes}paper seed=1"
+    assert after.settings == both.settings == searched.settings
+    one, other = (nodes[f"finetune {axes}{arm} seed=1"] for arm in ("paper", "both"))
+    assert (one.settings, one.inputs) == (other.settings, other.inputs)
+    said = list(nodes.values())[-1].settings["arms"]
+    assert [arm["parts"] for arm in said.values()] == ["none", "effort", "decoder", "effort", "decoder"]
+    assert said["both"]["recipe"] != said["paper"]["recipe"]
+    with pytest.raises(ExperimentError, match=r"found effort 3 against 0 in the nearest, 'paper'"):
+        load(
+            file, ["arms={base: {}, paper: {parts: decoder}, n: {parts: decoder, latents: noise, effort: 3}}"]
+        )
+
+
 def test_the_report_compares_rounds_of_one_recipe(file: str) -> None:
     arms = (
         "arms={base: {}, paper: {parts: decoder}, noise: {parts: decoder, latents: noise}, "
