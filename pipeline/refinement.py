@@ -16,7 +16,7 @@ real quantizer in the loop; step and rule are ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from pipeline.codec.artifact import Codec, strict_float32
-from pipeline.codec.decoder_side import DecoderSide
 from pipeline.codec.entropy_models import gaussian_bits
 from pipeline.quantizers import Quantized, Tables, quantize
 from pipeline.sigma import sigma_levels
@@ -38,7 +37,7 @@ class Refinement:
     """How much effort, and for which trade.
 
     Attributes:
-        steps: each costs a synthesis, its gradient and a search.
+        steps: each costs a search, a synthesis, and where J fell its gradient.
         lmbda: λ, the weight of distortion, that the codec was trained for.
 
     Raises:
@@ -68,24 +67,13 @@ def refine(
         image_BCHW: float32 (1, 3, H, W) in [0, 1], not padded.
         latent_MHW: y; the others as `pipeline.coding.Analysed` has them.
     """
-    shape = latent_MHW.shape
     weight = refinement.lmbda * 255**2 / 3
-    sigma_CT = sigma_index_MHW.reshape(shape[0], -1)
-    scales = torch.from_numpy(sigma_levels().astype(np.float32)[sigma_index_MHW])
     with torch.inference_mode(False), torch.enable_grad():
-        image, means = image_BCHW.clone(), torch.from_numpy(means_MHW.copy())
-        side = codec.decoder_side().requires_grad_(False)
-
-        def tried(target: Floats) -> _Tried:
-            found = quantize((target - means_MHW).reshape(shape[0], -1), sigma_CT, tables)
-            error, slope = _distortion(side, means_MHW + found.reconstruction.reshape(shape), image)
-            gradient = weight * slope + _rate_gradient(target, means, scales)
-            return _Tried(target, found, float(found.bits.sum()) + weight * error, gradient)
-
-        best, length = tried(latent_MHW), STEP
+        search = _Search(codec, tables, image_BCHW.clone(), means_MHW, sigma_index_MHW, weight)
+        best, length = search.at(latent_MHW), STEP
         for _ in range(refinement.steps):
             target = best.target - np.float32(length) * best.gradient
-            new = tried(target) if np.isfinite(target).all() else None
+            new = search.at(target) if np.isfinite(target).all() else None
             if new is not None and new.cost < best.cost:
                 best = new
             else:
@@ -93,28 +81,57 @@ def refine(
     return best.found
 
 
-class _Tried(NamedTuple):
-    """A target, what it is quantized to, J in bits, and J's gradient at the target."""
+class _Search:
+    """What stays the same from target to target."""
 
+    def __init__(
+        self,
+        codec: Codec,
+        tables: Tables,
+        image_BCHW: Tensor,
+        means_MHW: Floats,
+        sigma_index_MHW: npt.NDArray[np.uint8],
+        weight: float,
+    ) -> None:
+        self.tables, self.image, self.weight = tables, image_BCHW, weight
+        self.side = codec.decoder_side().requires_grad_(False)
+        self.means, self.sigma_index = means_MHW, sigma_index_MHW
+        self.means_tensor = torch.from_numpy(means_MHW.copy())
+        self.scales = torch.from_numpy(sigma_levels().astype(np.float32)[sigma_index_MHW])
+
+    def at(self, target_MHW: Floats) -> _Tried:
+        """A target, quantized and decoded."""
+        shape = target_MHW.shape
+        residual = (target_MHW - self.means).reshape(shape[0], -1)
+        found = quantize(residual, self.sigma_index.reshape(shape[0], -1), self.tables)
+        latent = torch.from_numpy(self.means + found.reconstruction.reshape(shape))[None].requires_grad_(True)
+        height, width = self.image.shape[-2:]
+        with strict_float32(latent.device):
+            x_hat = self.side.synthesise(latent)[..., :height, :width].clamp(0, 1)
+            error = torch.square(x_hat - self.image).sum()
+        cost = float(found.bits.sum()) + self.weight * float(error.detach())
+        return _Tried(self, target_MHW, found, cost, error, latent)
+
+
+@dataclass(eq=False)
+class _Tried:
+    """A target, what it is quantized to, and J in bits; J's gradient at the target once somebody asks."""
+
+    search: _Search
     target: Floats
     found: Quantized
     cost: float
-    gradient: Floats
+    error: Tensor
+    latent: Tensor
 
-
-def _distortion(side: DecoderSide, latent_MHW: Floats, image: Tensor) -> tuple[float, Floats]:
-    """‖x̂ − x‖², and its gradient at ŷ."""
-    height, width = image.shape[-2:]
-    latent = torch.from_numpy(latent_MHW)[None].requires_grad_(True)
-    with strict_float32(latent.device):
-        error = torch.square(side.synthesise(latent)[..., :height, :width].clamp(0, 1) - image).sum()
-    (gradient,) = torch.autograd.grad(error, latent)
-    return float(error.detach()), gradient[0].numpy()
-
-
-def _rate_gradient(target_MHW: Floats, means: Tensor, scales: Tensor) -> Floats:
-    """Of the target's bits under Gaussians."""
-    target = torch.from_numpy(target_MHW.copy()).requires_grad_(True)
-    (gradient,) = torch.autograd.grad(gaussian_bits(target, scales, means).sum(), target)
-    found: Floats = gradient.numpy()
-    return found
+    @cached_property
+    def gradient(self) -> Floats:
+        """The distortion's at ŷ, and that of the target's bits under Gaussians. What it was made of is let go."""
+        search = self.search
+        with strict_float32(self.latent.device):
+            (slope,) = torch.autograd.grad(self.error, self.latent)
+        self.error = self.error.detach()
+        target = torch.from_numpy(self.target.copy()).requires_grad_(True)
+        bits = gaussian_bits(target, search.scales, search.means_tensor).sum()
+        found: Floats = (search.weight * slope[0] + torch.autograd.grad(bits, target)[0]).numpy()
+        return found
