@@ -47,7 +47,22 @@ class InfeasibleResources(ValueError):
 
 
 class TaskFailed(RuntimeError):
-    """A task raised, or its worker was lost too often; carries the worker's traceback."""
+    """A task raised, or its worker was lost too often; carries the worker's traceback.
+
+    Attributes:
+        cause: what it raised; None where its worker was lost.
+    """
+
+    def __init__(self, message: str, cause: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+    def as_one_of(self, what: str) -> TaskFailed:
+        """This failure as the example of many; `what` says of how many."""
+        failure = TaskFailed(f"{what}, such as: {self}", self.cause)
+        for note in getattr(self, "__notes__", ()):
+            failure.add_note(note)
+        return failure
 
 
 class Interrupted(RuntimeError):
@@ -110,11 +125,23 @@ class Cluster:
             InfeasibleResources: before anything is submitted.
             Interrupted: `interrupt` was called.
         """
+        failures: list[TaskFailed] = []
+        for item, result in self.attempt(function, items, share):
+            if isinstance(result, TaskFailed):
+                failures.append(result)
+            else:
+                yield item, result
+        if failures:
+            raise failures[0]
+
+    def attempt(
+        self, function: Callable[..., Result], items: Iterable[tuple[Any, ...]], share: Share
+    ) -> Iterator[tuple[tuple[Any, ...], Result | TaskFailed]]:
+        """As `map`, but a task's failure comes in place of its result."""
         ray = self._start(share)
         remote = self._remote(_call, function, share)
         waiting = iter(items)
         running: dict[Any, tuple[tuple[Any, ...], int]] = {}
-        failures: list[TaskFailed] = []
         while True:
             while len(running) < share.in_flight and (item := next(waiting, None)) is not None:
                 running[self._submit(remote, function, share, item)] = (item, 0)
@@ -130,12 +157,10 @@ class Cluster:
                 if _worker_lost(error) and losses < LOST_WORKER_RETRIES:
                     running[self._submit(remote, function, share, item)] = (item, losses + 1)
                 else:
-                    failures.append(_failure(error))
+                    yield item, _failure(error)
             else:
                 self._count(seconds)
                 yield item, result
-        if failures:
-            raise failures[0]
 
     def stream(
         self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share
@@ -309,7 +334,7 @@ def _failure(error: BaseException) -> TaskFailed:
 
     if isinstance(error, exceptions.RayTaskError):
         cause = error.cause if isinstance(error.cause, BaseException) else error
-        failure = TaskFailed(f"{type(cause).__name__}: {cause}")
+        failure = TaskFailed(f"{type(cause).__name__}: {cause}", cause)
         failure.add_note(ANSI_COLOUR.sub("", str(error)))  # holds the worker's traceback
         return failure
     return TaskFailed(f"{type(error).__name__}: {error}")

@@ -190,6 +190,12 @@ class Resources(Section):
     checkpoint_every: PositiveInt = 500  # steps
 
 
+class QuantizeResources(Resources):
+    """Of `quantize`."""
+
+    max_failures: Annotated[int, Field(ge=0)] = 10  # images that are given up before the stage is
+
+
 class TrainResources(Resources):
     """Of `train` and `finetune`."""
 
@@ -202,7 +208,7 @@ class AllResources(Section):
     train: TrainResources = TrainResources()
     tables: Resources = Resources()
     tune: Resources = Resources()
-    quantize: Resources = Resources()
+    quantize: QuantizeResources = QuantizeResources()
     finetune: TrainResources = TrainResources()
     evaluate: Resources = Resources()
     report: Resources = Resources()

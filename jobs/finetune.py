@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from jobs.loop import Message, Place, Schedule, compiles, run_loop
+from jobs.quantize import quantized
 from jobs.stage import Node, Outcome, Output, Task
 from jobs.train import commit_codec, follow
 from storage.latents import LatentError, LatentSet
@@ -85,8 +86,7 @@ def _data(
     from pipeline.training.finetune import FIELDS, SCALE_FIELDS
     from pipeline.training.latent_crops import LatentCrops
 
-    manifest = inputs["images"]["blob"]
-    digests = image_digests(workspace, manifest)
+    digests = quantized(image_digests(workspace, inputs["images"]["blob"]), inputs["latents"])
     latents = LatentSet(workspace, inputs["latents"]["note"]["set"])
     _require_same(latents.content_digest(digests), inputs["latents"]["digest"])
     with_scale = arm.parts == "decoder+scale"
@@ -97,7 +97,7 @@ def _data(
         found |= local_analysis(workspace, digests, codec)
     names = FIELDS[arm.latents] + (SCALE_FIELDS if with_scale else ())
     fields = {name: found[name] for name in names}
-    crops = LatentCrops(fields, local_pixels(workspace, manifest), arm.crop, arm.seed)
+    crops = LatentCrops(fields, local_pixels(workspace, digests), arm.crop, arm.seed)
     return crops, _control(arm, found, inputs["latents"]["note"]["latent_mse"])
 
 

@@ -41,9 +41,8 @@ def image_digests(workspace: Workspace, manifest: str) -> list[str]:
     return [row["digest"] for row in json.loads(workspace.blobs.get(manifest))["images"]]
 
 
-def local_pixels(workspace: Workspace, manifest: str) -> RaggedArrays:
-    """uint8 (H, W, 3) of each image of a set."""
-    digests = image_digests(workspace, manifest)
+def local_pixels(workspace: Workspace, digests: list[str]) -> RaggedArrays:
+    """uint8 (H, W, 3) of each image."""
     store = ImageStore(workspace)
 
     def build(folder: Path) -> None:

@@ -3,7 +3,8 @@
 Reads   whole images, in float32.
 Key     of the set: grid and rate digests of the codec, and the tables; with effort also its steps, λ and the whole
         codec, whose decoder then decides too. Of the result also the image set.
-Work    one Ray task per bucket of images; only images that no recorded part holds.
+Work    one Ray task per bucket of images; only images that no recorded part holds. A bucket that fails is tried
+        again image by image; the one at fault is given up, with its reason, and the rest goes on.
 Commits immutable parts, each by its record; then the digest of the latents of just these images.
 """
 
@@ -11,10 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jobs.cluster import TaskFailed
+from jobs.experiment import QuantizeResources
 from jobs.local import image_digests
 from jobs.stage import Node, Outcome, Output, Task
+from storage.errors import StorageError
 from storage.images import ImageStore
 from storage.keys import digest
 from storage.latents import LatentSet, buckets
@@ -52,24 +56,67 @@ def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -
     return f"{len(missing)} of {len(digests)} images"
 
 
+class Part(NamedTuple):
+    """What one task quantizes: images of a bucket."""
+
+    bucket: str
+    images: list[str]
+
+
 def compute(task: Task) -> Outcome:
-    """Quantize what the set lacks."""
+    """Quantize what the set lacks, less the images that were given up before."""
     latents = LatentSet(task.workspace, set_key(task.inputs, task.node.settings))
     digests = image_digests(task.workspace, task.inputs["images"]["blob"])
-    missing = latents.missing(digests)
-    done, total = 0, len(missing)
-    task.progress(done, total, "images")
+    given_up = latents.given_up()
+    missing = [name for name in latents.missing(digests) if name not in given_up]
+    task.progress(0, len(missing), "images")
     if missing:
         bits = max(1, math.ceil(math.log2(max(1, len(digests)) / IMAGES_PER_BUCKET)))
-        codec, tables = task.inputs["codec"]["blob"], task.inputs["tables"]["blob"]
-        items = [
-            (task.workspace.root, latents.key, bucket, images, codec, tables, dict(task.node.settings))
-            for bucket, images in buckets(missing, bits).items()
-        ]
-        for (_, _, _, images, *_), _ in task.cluster.map(quantize_bucket, items, task.share):
+        parts = [Part(*bucket) for bucket in buckets(missing, bits).items()]
+        failed = _quantize(task, latents, parts, len(missing))
+        # which image of a part it was shows when each is a part of its own
+        alone = [Part(bucket, [name]) for (bucket, images), _ in failed for name in images]
+        if alone:
+            failed = _quantize(task, latents, alone, len(missing))
+            if len(latents.missing(digests)) == len(digests):
+                raise failed[0][1]
+            for (_, (name,)), failure in failed:
+                latents.give_up(name, str(failure))
+                task.say(_farewell(task, latents, name, failure))
+    return _outcome(latents, digests, len(missing))
+
+
+def _quantize(task: Task, latents: LatentSet, parts: list[Part], total: int) -> list[tuple[Part, TaskFailed]]:
+    """One task a part; the failed parts.
+
+    Raises:
+        TaskFailed: the store failed, which is no image's fault, or more parts did than images may.
+    """
+    codec, tables = task.inputs["codec"]["blob"], task.inputs["tables"]["blob"]
+    assert isinstance(task.resources, QuantizeResources)
+    settings, limit = dict(task.node.settings), task.resources.max_failures
+    items = [(task.workspace.root, latents.key, *part, codec, tables, settings) for part in parts]
+    done, failed = total - sum(len(part.images) for part in parts), []
+    for (_, _, bucket, images, *_), result in task.cluster.attempt(quantize_bucket, items, task.share):
+        if not isinstance(result, TaskFailed):
             done += len(images)
             task.progress(done, total, "images")
-    return _outcome(latents, digests, total)
+            continue
+        if isinstance(result.cause, StorageError):
+            raise result
+        failed.append((Part(bucket, images), result))
+        if len(failed) > limit:
+            raise result.as_one_of(f"more than {limit} images failed (resources.quantize.max_failures)")
+    return failed
+
+
+def _farewell(task: Task, latents: LatentSet, name: str, failure: TaskFailed) -> str:
+    records = [f"latents/{latents.key}/failed/{name}", f"results/quantize/{task.key}"]
+    reason, result = (task.workspace.path(f"records/{record}.json") for record in records)
+    return (
+        f"gave up image {name[:12]}: {failure}. The rest goes on without it. The reason is kept in {reason}: to have "
+        f"the image tried again, move that file away, and {result}"
+    )
 
 
 def quantize_bucket(
@@ -121,19 +168,30 @@ def refinement(settings: Mapping[str, Any]) -> Refinement | None:
 
 
 def _outcome(latents: LatentSet, digests: list[str], computed: int) -> Outcome:
+    """What is there of these images; those given up are named, so that whoever reads the set leaves them out, too."""
     known = latents.images()
-    rows = [known[name][1] for name in digests]
+    whole = [name for name in digests if name in known]
+    rows = [known[name][1] for name in whole]
     bits = sum(row["bits_y"] + row["bits_z"] for row in rows)
     pixels = sum(row["height"] * row["width"] for row in rows)
     samples = sum(math.prod(row["shape"]) for row in rows)
     mse = sum(row["note"]["squared_error"] for row in rows) / samples
-    note = {
+    note: dict[str, Any] = {
         "set": latents.key,
-        "images": len(digests),
+        "images": len(whole),
         "bpp": round(bits / pixels, 6),
         "latent_mse": round(mse, 8),
     }
-    output = {"kind": "latents", "digest": latents.content_digest(digests), "note": note}
+    summary = {"images": len(whole), "quantized_now": computed, "bpp": note["bpp"]}
+    if failed := sorted(set(digests) - set(whole)):
+        note["given_up"] = failed
+        summary["given_up"] = len(failed)
     return Outcome(
-        {"latents": output}, {"images": len(digests), "quantized_now": computed, "bpp": note["bpp"]}
+        {"latents": {"kind": "latents", "digest": latents.content_digest(whole), "note": note}}, summary
     )
+
+
+def quantized(digests: list[str], latents: Output) -> list[str]:
+    """Those of an image set's digests that its latents hold: all but the ones given up."""
+    given_up = set(latents["note"].get("given_up", ()))
+    return [name for name in digests if name not in given_up]

@@ -19,6 +19,7 @@ from jobs.lineage import Account, Follower
 from jobs.local import image_digests
 from jobs.plan import Results, Step, input_outputs, resolve, select
 from jobs.progress import Board
+from jobs.quantize import quantized
 from jobs.run import STAGES, Drive, load_results, run
 from jobs.stage import share
 from storage.images import ImageStore
@@ -207,7 +208,7 @@ def _without_data(workspace: Workspace, steps: list[Step]) -> Iterator[str]:
         elif step.node.stage == "quantize":
             manifest = input_outputs(step.node, done)["images"]["blob"]
             latents = LatentSet(workspace, outputs["latents"]["note"]["set"])
-            if latents.missing(image_digests(workspace, manifest)):
+            if latents.missing(quantized(image_digests(workspace, manifest), outputs["latents"])):
                 yield name
 
 

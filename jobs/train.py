@@ -16,6 +16,7 @@ from typing import Any
 
 from jobs.loop import Message, Place, Schedule, compiles, run_loop
 from jobs.stage import Node, Outcome, Output, Task
+from storage.memmap import RaggedArrays
 from storage.workspace import Workspace
 
 
@@ -66,22 +67,26 @@ def train_codec(
     compiled: bool,
 ) -> Iterator[Message]:
     """Runs in a worker; `blobs` has those of the node's inputs."""
-    from jobs.local import local_pixels
+    from jobs.local import image_digests, local_pixels
     from pipeline.codec.artifact import Codec
     from pipeline.training.base import BaseSettings, BaseTraining
 
     workspace = Workspace.open(place.root)
+
+    def pixels(images: str) -> RaggedArrays:
+        return local_pixels(workspace, image_digests(workspace, blobs[images]))
+
     wanted = BaseSettings.__dataclass_fields__
     training = BaseTraining(
         BaseSettings(**{name: value for name, value in settings.items() if name in wanted}),
-        local_pixels(workspace, blobs["images"]),
+        pixels("images"),
         start=Codec.from_bytes(workspace.blobs.get(blobs["start"])) if "start" in blobs else None,
         start_lmbda=settings.get("start_lmbda"),
         compiled=compiled,
     )
     measure = None
     if "held_out" in blobs:
-        measure = partial(training.held_out, local_pixels(workspace, blobs["held_out"]))
+        measure = partial(training.held_out, pixels("held_out"))
     for message in run_loop(training, schedule, place, measure):
         if "metrics" not in message:
             yield message

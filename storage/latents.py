@@ -111,9 +111,19 @@ class LatentSet:
         return found
 
     def missing(self, digests: Iterable[str]) -> list[str]:
-        """Those of the images that no part has, in their order; failed ones are among them."""
+        """Those of the images that no part has, in their order; those given up are among them."""
         found = self.images()
         return [name for name in digests if name not in found]
+
+    def give_up(self, name: str, reason: str) -> None:
+        """Record that an image cannot be quantized, and why; one that a part holds later counts all the same."""
+        self._note("failed", name, reason)
+
+    def given_up(self) -> dict[str, Record]:
+        """The records of images given up, by digest, less those that a part holds."""
+        names = self._list("failed")
+        known = self.images() if names else {}
+        return {name: self._record(self._name("failed", name)) for name in names if name not in known}
 
     def content_digest(self, digests: Iterable[str]) -> str:
         """Digest of what the set says of these images, whatever the parts they lie in: 64 hex digits.
