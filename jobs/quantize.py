@@ -11,6 +11,7 @@ Commits immutable parts, each by its record; then the digest of the latents of j
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,10 +19,11 @@ from jobs.cluster import TaskFailed
 from jobs.experiment import QuantizeResources
 from jobs.local import image_digests
 from jobs.stage import Node, Outcome, Output, Task
+from storage.claims import Claims
 from storage.errors import StorageError
 from storage.images import ImageStore
 from storage.keys import digest
-from storage.latents import LatentSet, buckets
+from storage.latents import LatentSet, buckets, prefix
 from storage.parts import PartImage
 from storage.workspace import Workspace
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 IMAGES_PER_BUCKET = 16  # on average
 SET_VERSION = 2  # bumped when the same ingredients give other indices
+POLL_S = 2.0  # while another run is at work
 EFFORT_VERSION = 1  # the same of those that effort gives
 
 
@@ -57,9 +60,10 @@ def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -
 
 
 class Part(NamedTuple):
-    """What one task quantizes: images of a bucket."""
+    """What one task quantizes: images of a bucket, under a claim to the digests with this binary prefix."""
 
     bucket: str
+    prefix: str
     images: list[str]
 
 
@@ -72,22 +76,25 @@ def compute(task: Task) -> Outcome:
     task.progress(0, len(missing), "images")
     if missing:
         bits = max(1, math.ceil(math.log2(max(1, len(digests)) / IMAGES_PER_BUCKET)))
-        parts = [Part(*bucket) for bucket in buckets(missing, bits).items()]
+        parts = [
+            Part(bucket, prefix(images[0], bits), images) for bucket, images in buckets(missing, bits).items()
+        ]
         failed = _quantize(task, latents, parts, len(missing))
         # which image of a part it was shows when each is a part of its own
-        alone = [Part(bucket, [name]) for (bucket, images), _ in failed for name in images]
+        alone = [Part(part.bucket, prefix(name), [name]) for part, _ in failed for name in part.images]
         if alone:
             failed = _quantize(task, latents, alone, len(missing))
             if len(latents.missing(digests)) == len(digests):
                 raise failed[0][1]
-            for (_, (name,)), failure in failed:
+            for part, failure in failed:
+                (name,) = part.images
                 latents.give_up(name, str(failure))
                 task.say(_farewell(task, latents, name, failure))
     return _outcome(latents, digests, len(missing))
 
 
 def _quantize(task: Task, latents: LatentSet, parts: list[Part], total: int) -> list[tuple[Part, TaskFailed]]:
-    """One task a part; the failed parts.
+    """One task a part, none for a part that another run has made meanwhile; the failed parts.
 
     Raises:
         TaskFailed: the store failed, which is no image's fault, or more parts did than images may.
@@ -95,19 +102,36 @@ def _quantize(task: Task, latents: LatentSet, parts: list[Part], total: int) -> 
     codec, tables = task.inputs["codec"]["blob"], task.inputs["tables"]["blob"]
     assert isinstance(task.resources, QuantizeResources)
     settings, limit = dict(task.node.settings), task.resources.max_failures
-    items = [(task.workspace.root, latents.key, *part, codec, tables, settings) for part in parts]
-    done, failed = total - sum(len(part.images) for part in parts), []
-    for (_, _, bucket, images, *_), result in task.cluster.attempt(quantize_bucket, items, task.share):
-        if not isinstance(result, TaskFailed):
-            done += len(images)
-            task.progress(done, total, "images")
-            continue
-        if isinstance(result.cause, StorageError):
-            raise result
-        failed.append((Part(bucket, images), result))
-        if len(failed) > limit:
-            raise result.as_one_of(f"more than {limit} images failed (resources.quantize.max_failures)")
+    done, failed, told = total - _count(parts), [], False
+    while parts:
+        claimed: list[Part] = []  # by another run
+        items = [(task.workspace.root, latents.key, part, codec, tables, settings) for part in parts]
+        for (_, _, part, *_), result in task.cluster.attempt(quantize_part, items, task.share):
+            if result is True:
+                done += len(part.images)
+                task.progress(done, total, "images")
+            elif result is False:
+                claimed.append(part)
+            elif isinstance(result.cause, StorageError):
+                raise result
+            else:
+                failed.append((part, result))
+            if isinstance(result, TaskFailed) and len(failed) > limit:
+                raise result.as_one_of(f"more than {limit} images failed (resources.quantize.max_failures)")
+        parts = [part for part in claimed if latents.missing(part.images)]
+        done += _count(claimed) - _count(parts)
+        if parts:
+            if not told:
+                task.say(
+                    f"another run is at work on {_count(parts)} of these images: waiting for what it makes"
+                )
+            told = True
+            time.sleep(POLL_S)
     return failed
+
+
+def _count(parts: list[Part]) -> int:
+    return sum(len(part.images) for part in parts)
 
 
 def _farewell(task: Task, latents: LatentSet, name: str, failure: TaskFailed) -> str:
@@ -119,27 +143,35 @@ def _farewell(task: Task, latents: LatentSet, name: str, failure: TaskFailed) ->
     )
 
 
-def quantize_bucket(
-    root: str,
-    key: str,
-    bucket: str,
+def quantize_part(
+    root: str, key: str, part: Part, codec_blob: str, tables_blob: str, settings: Mapping[str, Any]
+) -> bool:
+    """Runs in a worker: quantize the images of a part that are still missing. False where another run is at it."""
+    workspace = Workspace.open(root)
+    latents = LatentSet(workspace, key)
+    with Claims(workspace, f"latents/{key}/claims").hold(part.prefix) as held:
+        if held and (missing := latents.missing(part.images)):
+            images = _quantized(workspace, missing, codec_blob, tables_blob, settings)
+            latents.write_part(part.bucket, images)
+    return held
+
+
+def _quantized(
+    workspace: Workspace,
     digests: list[str],
     codec_blob: str,
     tables_blob: str,
     settings: Mapping[str, Any],
-) -> int:
-    """Runs in a worker: quantize the images of a bucket that are still missing, as one part."""
+) -> list[PartImage]:
     from pipeline.codec.artifact import Codec
     from pipeline.coding import code
     from pipeline.quantizers import Tables
 
-    workspace = Workspace.open(root)
-    latents = LatentSet(workspace, key)
     codec = Codec.from_bytes(workspace.blobs.get(codec_blob))
     tables = Tables.from_bytes(workspace.blobs.get(tables_blob))
     store = ImageStore(workspace)
     images = []
-    for name in latents.missing(digests):
+    for name in digests:
         pixels = store.read(name)
         coded = code(codec, tables, pixels, refinement(settings))
         height, width, _ = pixels.shape
@@ -155,9 +187,7 @@ def quantize_bucket(
                 note={"squared_error": coded.squared_error},
             )
         )
-    if images:
-        latents.write_part(bucket, images)
-    return len(images)
+    return images
 
 
 def refinement(settings: Mapping[str, Any]) -> Refinement | None:

@@ -281,6 +281,11 @@ def buckets(digests: Iterable[str], bits: int) -> dict[str, list[str]]:
     return shared
 
 
+def prefix(name: str, bits: int = 32) -> str:
+    """The first `bits` binary digits of a digest, 32 at most."""
+    return f"{int(name[:8], 16):032b}"[:bits]
+
+
 def _check_distinct(images: Sequence[PartImage]) -> None:
     counts = Counter(image.digest for image in images)
     if not images or max(counts.values()) > 1:

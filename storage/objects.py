@@ -81,6 +81,25 @@ class Objects:
         """Sorted names of all objects in the folder `prefix` and below it; no such folder: none."""
         return sorted(entry["path"] for chunk in obstore.list(self.store, prefix) for entry in chunk)
 
+    def list_modified(self, prefix: str) -> dict[str, float]:
+        """As `list`, with the time of each object's last write: seconds since 1970, by the store's clock."""
+        found = {
+            e["path"]: e["last_modified"].timestamp() for c in obstore.list(self.store, prefix) for e in c
+        }
+        return dict(sorted(found.items()))
+
+    def modified_s(self, name: str) -> float:
+        """When an object was written last, as `list_modified` has it. Raises FileNotFoundError."""
+        return obstore.head(self.store, name)["last_modified"].timestamp()
+
+    def remove(self, name: str) -> None:
+        """Delete one object; none of that name is no error."""
+        self._check(name)
+        if self._folder is None:
+            obstore.delete(self.store, name)
+        else:
+            (self._folder / name).unlink(missing_ok=True)
+
     def delete(self, prefix: str) -> None:
         """Delete the folder `prefix` with all below it; no such folder is no error.
 

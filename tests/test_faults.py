@@ -97,10 +97,10 @@ def test_a_killed_quantize_worker_is_made_up_for(quantized: Lab, big: str, tmp_p
         target=lab.run, args=(big,), kwargs={"stage": "quantize", "only": {"quantizer": "tcq4"}}
     )
     work.start()
-    wait_until(lambda: workers_at("quantize_bucket", os.getpid()), "worker that quantizes")
-    (victim, *_) = workers_at("quantize_bucket", os.getpid())
+    wait_until(lambda: workers_at("quantize_part", os.getpid()), "worker that quantizes")
+    (victim, *_) = workers_at("quantize_part", os.getpid())
     victim.suspend()  # so that it is surely in mid-task
-    assert victim.cmdline()[0] == "ray::quantize_bucket"
+    assert victim.cmdline()[0] == "ray::quantize_part"
     victim.kill()
     work.join()
     assert lab.content() == quantized.content()
@@ -121,7 +121,7 @@ def test_quantizing_goes_on_after_its_driver_ended(
         assert press_ctrl_c(run) == 130
         assert "interrupted: what finished is kept" in run.text
         assert "Traceback" not in run.text
-    wait_until(lambda: not workers_at("quantize_bucket", os.getpid()), "end of its workers")
+    wait_until(lambda: not workers_at("quantize_part", os.getpid()), "end of its workers")
     lab.run(big, stage="quantize", only={"quantizer": "tcq4"})
     assert lab.content() == quantized.content()
 

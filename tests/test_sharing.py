@@ -1,0 +1,71 @@
+"""Two runs, one latent set: each image is quantized once, whichever of them does it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import photos
+from laboratory import Lab
+
+from jobs import quantize
+from storage.claims import Claims
+from storage.latents import LatentSet
+
+SQUARES = tuple(
+    (photograph, top, left, 96, 96)
+    for photograph in ("astronaut", "coffee", "chelsea", "rocket")
+    for top in (0, 100, 200)
+    for left in range(0, 350, 24)
+)
+
+
+def quantized_images(lab: Lab) -> Counter[str]:
+    """How often each image lies in a part of any set."""
+    parts = [record for name, record in lab.records("latents").items() if "/parts/" in name]
+    return Counter(image["digest"] for part in parts for image in part["images"])
+
+
+def test_two_runs_with_overlapping_images_quantize_each_once(
+    reference: Lab, ray_address: str, tmp_path: Path
+) -> None:
+    lab = reference.copy(tmp_path / "workspace", without=["quantize"])
+    photos.write(tmp_path / "first", SQUARES[:120])
+    photos.write(tmp_path / "second", SQUARES[60:])  # so many more that its buckets are others
+    runs = [
+        lab.start(
+            "quantize",
+            lab.file,
+            *("--only", "quantizer=tcq4", "--set", f"latents.images={tmp_path / folder}"),
+            address=ray_address,
+        )
+        for folder in ("first", "second")
+    ]
+    for run in runs:
+        assert run.finish() == 0, run.text
+    assert quantized_images(lab) == dict.fromkeys(quantized_images(lab), 1)
+    counts = {
+        record["outputs"]["latents"]["note"]["images"] for record in lab.records("results/quantize").values()
+    }
+    assert counts == {120, len(SQUARES) - 60}
+    assert quantized_images(lab).total() == len(SQUARES)
+
+
+def test_what_another_run_holds_is_waited_for(reference: Lab, tmp_path: Path) -> None:
+    lab = reference.copy(tmp_path / "workspace", without=["quantize"])
+    done = reference.record("quantize", quantizer="urq")["outputs"]["latents"]
+    theirs = LatentSet(reference.workspace, done["note"]["set"])
+    ours = LatentSet(lab.workspace, theirs.key)
+    with Claims(lab.workspace, f"latents/{theirs.key}/claims").hold("") as held:
+        assert held
+        run = lab.start("quantize", lab.file, "--only", "quantizer=urq")
+        run.until(lambda: "another run is at work" in run.text, "word of the other run")
+        assert quantized_images(lab).total() == 0
+        for part, record in theirs.parts().items():
+            ours.write_part(record["bucket"], theirs.read_part(part))
+        started = time.monotonic()
+        assert run.finish() == 0, run.text
+        assert time.monotonic() - started < 10 * quantize.POLL_S
+    assert lab.record("quantize", quantizer="urq")["outputs"]["latents"]["digest"] == done["digest"]
+    assert set(quantized_images(lab).values()) == {1}
