@@ -97,7 +97,7 @@ def verify_sets(
 
 
 def _verify_set(workspace: Workspace, key: str, repair: bool) -> int:
-    """Verify one set, say what was found, withdraw what is bad if asked to; the number of bad parts."""
+    """Verify one set, say what was found, withdraw what is bad if asked to; how much is bad."""
     good: list[PartCheck] = []
     bad: list[PartCheck] = []
     for check in verify(workspace, key):
@@ -111,9 +111,7 @@ def _verify_set(workspace: Workspace, key: str, repair: bool) -> int:
     elif bad:
         _say(f"  restore them from a backup, or: retrellis latents verify {key[:8]} --repair")
     _say_leftovers(workspace, key)
-    if not bad or repair:
-        _say_missing(workspace, key)
-    return len(bad)
+    return len(bad) + (_say_results(workspace, key) if repair or not bad else 0)
 
 
 def _repair(workspace: Workspace, key: str, bad: Iterable[PartCheck]) -> None:
@@ -138,17 +136,20 @@ def _say_leftovers(workspace: Workspace, key: str) -> None:
         )
 
 
-def _say_missing(workspace: Workspace, key: str) -> None:
-    """What results name and the set lacks, once nothing bad is left in it."""
-    results = _results(workspace)
+def _say_results(workspace: Workspace, key: str) -> int:
+    """What results name and the set, in which nothing is bad any more, lacks or has otherwise; the number of those."""
+    results, others = _results(workspace), 0
     found = entry(workspace, key, results)
     for record in found.made_by:
+        again = f"run its experiment again ({record['experiment']}: retrellis run, or retrellis quantize)"
         if missing := view.missing_images(found, record, workspace, results):
-            _say(
-                f"  {len(missing):,} images of `{record['instance']}` are missing, such as {missing[0][:8]}: run its "
-                f"experiment again ({record['experiment']}: retrellis run, or retrellis quantize), which computes them "
-                "alone"
-            )
+            count = f"{len(missing):,} images of `{record['instance']}` are missing, such as {missing[0][:8]}"
+            _say(f"  {count}: {again}, which computes them alone")
+        elif change := view.changed(found, record, workspace, results):
+            place = workspace.path(f"records/results/quantize/{record['key']}.json")
+            _say(f"  `{record['instance']}` has changed: {change}. Move {place} away and {again}")
+            others += 1
+    return others
 
 
 @latents.command()
@@ -168,7 +169,7 @@ def retire(
     stored = LatentSet(opened, find_set(opened, name))
     stored.retire(part, why)
     _say(f"retired part {part} of set {stored.key[:8]}")
-    _say_missing(opened, stored.key)
+    _say_results(opened, stored.key)
 
 
 @latents.command()

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from jobs.local import image_digests
 from storage.inventory import Entry, Sizes
+from storage.latents import LatentSet
 from storage.workspace import Workspace
 
 WIDE = 200  # columns of a file or pipe, where nothing need be folded
@@ -83,12 +84,27 @@ def missing_images(
     entry: Entry, record: Record, workspace: Workspace, results: Iterable[Record]
 ) -> list[str] | None:
     """Those images of a result that its set lacks; None where nothing says any more which images it has."""
+    digests, there = _images_of(record, workspace, results), entry.images
+    return None if digests is None else [name for name in digests if name not in there]
+
+
+def changed(entry: Entry, record: Record, workspace: Workspace, results: Iterable[Record]) -> str:
+    """How the latents of a complete result differ from those it was recorded with, in words; "" if they do not.
+
+    Parts computed again on another machine can hold other indices, and then nothing can be finetuned on the result.
+    """
+    digests = _images_of(record, workspace, results)
+    if digests is None or missing_images(entry, record, workspace, results):
+        return ""
+    expected = record["outputs"]["latents"]["digest"]
+    found = LatentSet(workspace, entry.key).content_digest(digests)
+    return "" if found == expected else f"expected latents {expected[:SHORT]}, found {found[:SHORT]}"
+
+
+def _images_of(record: Record, workspace: Workspace, results: Iterable[Record]) -> list[str] | None:
     outputs = (r["outputs"]["images"] for r in results if "images" in r["outputs"])
     blob = next((o["blob"] for o in outputs if o["digest"] == record["reads"].get("images")), None)
-    if blob is None:
-        return None
-    there = entry.images
-    return [name for name in image_digests(workspace, blob) if name not in there]
+    return None if blob is None else image_digests(workspace, blob)
 
 
 def parts_table(entry: Entry) -> Table:
@@ -162,7 +178,8 @@ def _complete(entry: Entry, record: Record, workspace: Workspace, results: list[
     if missing is None:
         return "which images it had is not recorded any more"
     count = record["outputs"]["latents"]["note"]["images"]
-    return f"{count:,} images, {f'{len(missing):,} of them missing' if missing else 'all there'}"
+    state = f"{len(missing):,} of them missing" if missing else "all there"
+    return f"{count:,} images, {changed(entry, record, workspace, results) or state}"
 
 
 def _when(nanoseconds: int) -> str:
