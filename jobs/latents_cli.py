@@ -105,7 +105,8 @@ def _verify_set(workspace: Workspace, key: str, repair: bool) -> int:
         for fault in check.faults:
             _say(f"bad part {check.part}: {fault}")
     size, images = decimal(sum(check.size for check in good)), sum(check.images for check in good)
-    _say(f"set {key[:8]}: {len(good):,} parts as recorded ({images:,} images, {size}), {len(bad):,} bad")
+    whole = f"{len(good):,} of {len(good) + len(bad):,} part(s) as recorded, {images:,} image(s), {size}"
+    _say(f"set {key[:8]}: {whole}" + (f"; {len(bad):,} bad" if bad else ""))
     if bad and repair:
         _repair(workspace, key, bad)
     elif bad:
@@ -143,7 +144,9 @@ def _say_results(workspace: Workspace, key: str) -> int:
     for record in found.made_by:
         again = f"run its experiment again ({record['experiment']}: retrellis run, or retrellis quantize)"
         if missing := view.missing_images(found, record, workspace, results):
-            count = f"{len(missing):,} images of `{record['instance']}` are missing, such as {missing[0][:8]}"
+            count = (
+                f"{len(missing):,} image(s) of `{record['instance']}` are missing, such as {missing[0][:8]}"
+            )
             _say(f"  {count}: {again}, which computes them alone")
         elif change := view.changed(found, record, workspace, results):
             place = workspace.path(f"records/results/quantize/{record['key']}.json")
@@ -198,7 +201,7 @@ def gc(
         if not item.kept:
             freed, count = freed + item.size, count + 1
     did = "deleted" if delete else "would delete"
-    _say(f"{did} {count:,} items, {decimal(freed)}" + ("" if delete or not count else "; --delete does it"))
+    _say(f"{did} {count:,} item(s), {decimal(freed)}" + ("" if delete or not count else "; --delete does it"))
 
 
 def _running(workspace: Workspace) -> list[str]:
@@ -225,4 +228,4 @@ def export(
     opened = _open(workspace)
     stored = LatentSet(opened, find_set(opened, name))
     count = export_set(stored, folder)
-    _say(f"wrote {count:,} images of set {stored.key[:8]} to {folder}")
+    _say(f"wrote {count:,} image(s) of set {stored.key[:8]} to {folder}")

@@ -64,7 +64,7 @@ def description(entry: Entry, workspace: Workspace, results: list[Record]) -> It
     yield f"codec      {_listed(_codecs(entry)) or 'unknown: no result names this set'}"
     yield f"λ          {_listed(entry.axes('lmbda'))}"
     yield f"quantizer  {_quantizer(entry)}"
-    yield f"images     {len(entry.images):,} in {len(entry.parts):,} parts"
+    yield f"images     {len(entry.images):,}, in {len(entry.parts):,} part(s)"
     yield f"raw        {raw}, integers as int8 or int16"
     yield f"stored     {stored}" + (f", {ratio} of the estimate" if ratio else "")
     yield f"estimate   {estimate}, what an entropy coder would take"

@@ -67,7 +67,7 @@ def collect(
         made_by, read_by = uses(key, results)
         running = list(busy())
         whole = _set_item(workspace, key, [r["instance"] for r in [*made_by, *read_by]], policy, running)
-        items = [whole] if not whole.kept else [*_within(workspace, key, policy, running), whole]
+        items = [whole] if not whole.kept else [whole, *_within(workspace, key, policy, running)]
         for item in items:
             if delete and not item.kept:
                 for folder in item.folders:

@@ -19,11 +19,13 @@ class Fault:
     """Something of a part that is not as recorded.
 
     Attributes:
-        place: path or URL of the object or record.
+        name: of the object in the part's group, or what else is at fault.
+        place: its path or URL.
         expected, found: in words.
     """
 
     part: str
+    name: str
     place: str
     expected: str
     found: str
@@ -51,23 +53,23 @@ def verify(workspace: Workspace, key: str) -> Iterator[PartCheck]:
         except StorageError as error:
             place = workspace.path(f"records/latents/{key}/parts/{part}.json")
             found = f"what cannot be read ({error})" if isinstance(error, RecordError) else "none"
-            yield PartCheck(part, 0, 0, [Fault(part, place, "a part's record", found)])
+            yield PartCheck(part, 0, 0, [Fault(part, "record", place, "a part's record", found)])
             continue
         faults = list(_faults(workspace, record))
         yield PartCheck(part, len(record["images"]), record["totals"]["bytes"], faults)
 
 
 def reason(faults: list[Fault]) -> str:
-    """Why a part is retired, for its record."""
-    more = f"; and {len(faults) - 1} more" if len(faults) > 1 else ""
-    return f"{faults[0]}{more}"
+    """Why a part is retired, for its record, which outlives a workspace's place."""
+    first, more = faults[0], f"; and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return f"{first.name}: expected {first.expected}, found {first.found}{more}"
 
 
 def _faults(workspace: Workspace, record: Record) -> Iterator[Fault]:
     part, group = record["part"], record["group"]
     if not workspace.list(group):
         whole = f"{len(record['objects'])} objects, {record['totals']['bytes']:,} bytes"
-        yield Fault(part, workspace.path(group), whole, "no object at all")
+        yield Fault(part, "group", workspace.path(group), whole, "no object at all")
         return
     objects: dict[str, bytes] = {}
     for entry in record["objects"]:
@@ -76,7 +78,8 @@ def _faults(workspace: Workspace, record: Record) -> Iterator[Fault]:
         except (OSError, BaseError) as error:  # a bad sector, say; the others are looked at all the same
             found = f"what cannot be read ({error})"
         if found:
-            yield Fault(part, workspace.path(f"{group}/{entry['name']}"), recorded(entry), found)
+            place = workspace.path(f"{group}/{entry['name']}")
+            yield Fault(part, entry["name"], place, recorded(entry), found)
             objects.pop(entry["name"], None)
     if len(objects) == len(record["objects"]):
         yield from _content_faults(workspace, record, objects)
@@ -88,14 +91,16 @@ def _content_faults(workspace: Workspace, record: Record, objects: dict[str, byt
     try:
         images = decode(objects)
     except Exception as error:  # Zarr and its codecs raise whatever they meet
-        yield Fault(part, place, "a Zarr group that decodes", f"{type(error).__name__}: {error}")
+        yield Fault(part, "content", place, "a Zarr group that decodes", f"{type(error).__name__}: {error}")
         return
     if len(images) != len(record["images"]):
-        yield Fault(part, place, f"{len(record['images'])} images", f"{len(images)}")
+        yield Fault(part, "content", place, f"{len(record['images'])} images", f"{len(images)}")
         return
     for row, (image, (name, indices, hyper_indices)) in enumerate(zip(record["images"], images, strict=True)):
         content = content_digest(PartImage(name, 0, 0, indices, hyper_indices, 0.0, 0.0))
         if name != image["digest"]:
-            yield Fault(part, place, f"image {image['digest']} in row {row}", f"image {name}")
+            yield Fault(part, "content", place, f"image {image['digest']} in row {row}", f"image {name}")
         elif content != image["content"]:
-            yield Fault(part, place, f"content {image['content']} of image {name}", f"content {content}")
+            yield Fault(
+                part, "content", place, f"content {image['content']} of image {name}", f"content {content}"
+            )

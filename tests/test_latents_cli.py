@@ -187,7 +187,7 @@ def test_show_names_results_both_ways_and_parts(
         f"set        {KEY}",
         "λ          0.013",
         "quantizer  tcq8 (tcq)",
-        "images     3 in 1 parts",
+        "images     3, in 1 part(s)",
         "made by    quantize lmbda=0.013 quantizer=tcq8 (00000000), experiment small, ended 2026-01-01T00:00:00; "
         "5 images, 2 of them missing",
         "read by    finetune lmbda=0.013 quantizer=tcq8 arm=paper seed=0 (00000000), experiment small, "
@@ -245,8 +245,8 @@ def test_every_damaged_object_is_named(
     assert code == 1
     for line, pattern in zip(lines, expected, strict=False):
         assert re.fullmatch(pattern, line)
-    assert lines[len(expected)].startswith(f"set {KEY[:8]}: 1 parts as recorded (2 images, ")
-    assert lines[len(expected)].endswith("), 1 bad")
+    assert lines[len(expected)].startswith(f"set {KEY[:8]}: 1 of 2 part(s) as recorded, 2 image(s), ")
+    assert lines[len(expected)].endswith("; 1 bad")
     assert lines[-1].strip().endswith(f"or: retrellis latents verify {KEY[:8]} --repair")
     assert tree(workspace.root) == before
 
@@ -308,7 +308,7 @@ def test_whole_objects_of_other_content_are_named(
 def test_whole_sets_are_whole(workspace: Workspace, stored: LatentSet, told: Told) -> None:
     before = tree(workspace.root)
     size = decimal(sum(record["totals"]["bytes"] for record in stored.parts().values()))
-    expected = f"set {KEY[:8]}: 2 parts as recorded (5 images, {size}), 0 bad\n"
+    expected = f"set {KEY[:8]}: 2 of 2 part(s) as recorded, 5 image(s), {size}\n"
     assert told("verify") == told("verify", KEY, "--repair") == (0, expected)
     assert tree(workspace.root) == before
 
@@ -348,11 +348,11 @@ def test_repair_withdraws_bad_parts_alone(
     code, words = told("verify", "--repair")
     assert code == 1
     assert f"retired {bad}; its images count as missing, its data stays until `gc`" in words
-    assert "3 images of `quantize lmbda=0.013 quantizer=tcq8` are missing, such as" in words
+    assert "3 image(s) of `quantize lmbda=0.013 quantizer=tcq8` are missing, such as" in words
     assert "run its experiment again (small: retrellis run" in words
     now = LatentSet(workspace, KEY)
     assert now.part_names() == [good]
-    assert now.retired()[bad]["reason"].startswith(f"{path}: expected ")
+    assert now.retired()[bad]["reason"].startswith("indices/c/0: expected ")
     now.write_part("0", images[:3])
     code, words = told("verify")
     assert (code, "missing" in words) == (0, False)
@@ -382,7 +382,7 @@ def test_retire(workspace: Workspace, stored: LatentSet, told: Told) -> None:
     part = stored.part_names()[0]
     code, words = told("retire", KEY[:6], part, "--reason", "computed on a bad GPU")
     assert code == 0
-    assert words.startswith(f"retired part {part} of set {KEY[:8]}\n  3 images of `quantize ")
+    assert words.startswith(f"retired part {part} of set {KEY[:8]}\n  3 image(s) of `quantize ")
     assert LatentSet(workspace, KEY).retired()[part]["reason"] == "computed on a bad GPU"
     code, words = told("retire", KEY[:6], part, "--reason", "again")
     assert code == 1
@@ -401,7 +401,7 @@ def test_gc_touches_nothing_that_is_referenced(workspace: Workspace, stored: Lat
     code, words = told("gc", "--delete", "--grace-days", "0", "--older-than", "0")
     assert code == 0
     assert re.search(rf"^keep set {KEY[:8]}: .* old; used by quantize .*tcq8, finetune .*arm=paper", words)
-    assert words.endswith("deleted 0 items, 0 bytes\n")
+    assert words.endswith("deleted 0 item(s), 0 bytes\n")
     assert tree(workspace.root) == before
 
 
@@ -425,16 +425,16 @@ def test_gc_deletes_withdrawn_data_and_leftovers_after_the_grace_period(
         re.MULTILINE,
     )
     assert re.search(rf"^keep leftover {KEY[:8]} young: ", words, re.MULTILINE)
-    assert "would delete 1 items, 1.1 kB; --delete does it\n" in words
+    assert "would delete 1 item(s), 1.1 kB; --delete does it\n" in words
     assert tree(workspace.root) == before
 
-    assert "\ndeleted 1 items, 1.1 kB\n" in told("gc", "--delete")[1]
+    assert "\ndeleted 1 item(s), 1.1 kB\n" in told("gc", "--delete")[1]
     assert not old.exists()
     assert Path(young).exists()
     assert file_of(workspace, record).exists()
-    assert "\ndeleted 2 items, " in told("gc", "--delete", "--grace-days", "0")[1]
+    assert "\ndeleted 2 item(s), " in told("gc", "--delete", "--grace-days", "0")[1]
     assert workspace.folders(f"latents/{KEY}") == (stored.record(kept)["group"].rpartition("/")[2],)
-    assert told("gc", "--delete", "--grace-days", "0")[1].endswith("deleted 0 items, 0 bytes\n")
+    assert told("gc", "--delete", "--grace-days", "0")[1].endswith("deleted 0 item(s), 0 bytes\n")
     now = LatentSet(workspace, KEY)
     assert (now.part_names(), list(now.retired())) == ([kept], [part])
     assert now.write_part("0", images[:3])["part"] != part  # a name is used once
@@ -508,7 +508,7 @@ def test_folders_and_usage_are_the_same_by_a_url(tmp_path: Path) -> None:
 
 def test_export_and_back(stored: LatentSet, images: list[PartImage], told: Told, tmp_path: Path) -> None:
     folder = tmp_path / "plain"
-    assert told("export", KEY[:4], str(folder)) == (0, f"wrote 5 images of set {KEY[:8]} to {folder}\n")
+    assert told("export", KEY[:4], str(folder)) == (0, f"wrote 5 image(s) of set {KEY[:8]} to {folder}\n")
     index = json.loads((folder / "index.json").read_bytes())
     assert (index["set"], [row["digest"] for row in index["images"]]) == (
         KEY,
@@ -636,7 +636,7 @@ def test_a_repaired_set_is_completed_by_the_next_run(
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 1
-    assert f"{lost} images of `{instance}` are missing" in capsys.readouterr().out
+    assert f"{lost} image(s) of `{instance}` are missing" in capsys.readouterr().out
     assert f"compute {instance}" in lab.plan(*settings)
     printed = lab.run(*settings, stage="finetune", only=only)
     assert f"{instance}: {lost} of {len(names)} images" in printed
