@@ -28,6 +28,7 @@ from storage.parts import PartImage, content_digest, decode, encode
 from storage.workspace import Workspace
 
 RECORD_VERSION = 1
+MISSING = "no such object"  # what is found where nothing is
 
 Record = Mapping[str, Any]
 
@@ -292,7 +293,7 @@ def examine(workspace: Workspace, group: str, entry: Record) -> tuple[bytes, str
     try:
         data = workspace.get(f"{group}/{entry['name']}")
     except FileNotFoundError:
-        return b"", "no such object"
+        return b"", MISSING
     if len(data) != entry["size"] or sha256(data) != entry["sha256"]:
         return data, f"{len(data):,} bytes of SHA-256 {sha256(data)}"
     return data, ""

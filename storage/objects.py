@@ -111,7 +111,7 @@ class Objects:
         for folder, _, files in os.walk(self._folder / prefix):
             for path in (Path(folder), *(Path(folder, file) for file in files)):
                 with suppress(FileNotFoundError):  # a writer has just given it its name
-                    status = path.stat()
+                    status = path.lstat()
                     size += 0 if path == Path(folder) else status.st_size
                     newest = max(newest, status.st_mtime)
         return Usage(size, newest)

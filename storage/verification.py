@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from obstore.exceptions import BaseError
 
 from storage.errors import StorageError
-from storage.latents import LatentSet, Record, examine, recorded
+from storage.latents import MISSING, LatentSet, Record, examine, recorded
 from storage.parts import PartImage, content_digest, decode
 from storage.records import RecordError
 from storage.workspace import Workspace
@@ -67,22 +67,25 @@ def reason(faults: list[Fault]) -> str:
 
 def _faults(workspace: Workspace, record: Record) -> Iterator[Fault]:
     part, group = record["part"], record["group"]
-    if not workspace.list(group):
-        whole = f"{len(record['objects'])} objects, {record['totals']['bytes']:,} bytes"
-        yield Fault(part, "group", workspace.path(group), whole, "no object at all")
-        return
     objects: dict[str, bytes] = {}
+    found: dict[str, str] = {}  # where it is not as recorded
     for entry in record["objects"]:
         try:
-            objects[entry["name"]], found = examine(workspace, group, entry)
+            objects[entry["name"]], wrong = examine(workspace, group, entry)
         except (OSError, BaseError) as error:  # a bad sector, say; the others are looked at all the same
-            found = f"what cannot be read ({error})"
-        if found:
-            place = workspace.path(f"{group}/{entry['name']}")
-            yield Fault(part, entry["name"], place, recorded(entry), found)
-            objects.pop(entry["name"], None)
-    if len(objects) == len(record["objects"]):
+            wrong = f"what cannot be read ({str(error).splitlines()[0]})"  # obstore's go on with its state
+        if wrong:
+            found[entry["name"]] = wrong
+    if not found:
         yield from _content_faults(workspace, record, objects)
+    elif len(found) == len(record["objects"]) and set(found.values()) == {MISSING}:
+        whole = f"{len(found)} objects, {record['totals']['bytes']:,} bytes"
+        yield Fault(part, "group", workspace.path(group), whole, "no object at all")
+    else:
+        for entry in record["objects"]:
+            if wrong := found.get(entry["name"], ""):
+                place = workspace.path(f"{group}/{entry['name']}")
+                yield Fault(part, entry["name"], place, recorded(entry), wrong)
 
 
 def _content_faults(workspace: Workspace, record: Record, objects: dict[str, bytes]) -> Iterator[Fault]:
