@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from jobs import experiment as experiment_file
 from jobs.experiment import ExperimentError
+from jobs.latents_cli import latents
+from jobs.options import WorkspaceOption, console, exit_if, workspace_root
 from pipeline.shipped import DEFAULT_QUALITY, SHIPPED
 from storage.errors import StorageError
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-console = Console(soft_wrap=True)
+app.add_typer(latents, name="latents")
 
 FileArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT.yaml", help="the experiment file")]
 SetOption = Annotated[
@@ -41,10 +42,6 @@ OnlyOption = Annotated[
         metavar="AXIS=VALUE,…",
         help="only instances with these values, as in lmbda=0.013,quantizer=tcq8; axes: lmbda, quantizer, arm, seed",
     ),
-]
-WorkspaceOption = Annotated[
-    str | None,
-    typer.Option(help="folder of all results; else RETRELLIS_WORKSPACE, else ./workspace"),
 ]
 AddressOption = Annotated[
     str | None,
@@ -121,10 +118,6 @@ def main() -> None:
     sys.exit(code)
 
 
-def _workspace(option: str | None) -> str:
-    return option or os.environ.get("RETRELLIS_WORKSPACE") or "workspace"
-
-
 def _tracking(option: str | None) -> str | None:
     return option or os.environ.get("MLFLOW_TRACKING_URI")
 
@@ -152,11 +145,6 @@ def _needs_codec(codec: str | None, quantizer: str | None, workspace: str | None
             raise typer.BadParameter(f"{option} {value}: expected --codec with it, found none")
 
 
-def _exit_if(failed: int) -> None:
-    if failed:
-        raise typer.Exit(1)
-
-
 def _run(file: str, overrides: list[str] | None, options: Any) -> None:
     from jobs.session import execute
 
@@ -179,7 +167,7 @@ def _stage_command(stage: str | None, help_text: str) -> Any:
         from jobs.session import Options
 
         options = Options(
-            _workspace(workspace), stage, _only(only), address, _tracking(tracking_uri), retrain, rehash
+            workspace_root(workspace), stage, _only(only), address, _tracking(tracking_uri), retrain, rehash
         )
         _run(file, overrides, options)
 
@@ -220,7 +208,7 @@ def plan(
 
     show_plan(
         experiment_file.load(file, overrides),
-        Options(_workspace(workspace), None, _only(only), rehash=rehash),
+        Options(workspace_root(workspace), None, _only(only), rehash=rehash),
         console,
     )
 
@@ -239,7 +227,7 @@ def import_codec(
     """
     from jobs.session import Options, import_checkpoint
 
-    options = Options(_workspace(workspace))
+    options = Options(workspace_root(workspace))
     digest = import_checkpoint(str(file.resolve()), lmbda, options, console)["outputs"]["codec"]["digest"]
     console.print(f"codec: {{digest: {digest}, lmbda: {lmbda:g}}}", markup=False, highlight=False)
 
@@ -265,9 +253,9 @@ def export_codec(
     from jobs.import_codec import export_file
 
     if file.suffix == ".safetensors":
-        wrote = export_codec_file(_workspace(workspace), codec, file, quantizer)
+        wrote = export_codec_file(workspace_root(workspace), codec, file, quantizer)
     else:
-        wrote = export_file(_workspace(workspace), codec, file)
+        wrote = export_file(workspace_root(workspace), codec, file)
     console.print(f"wrote {wrote}", markup=False, highlight=False)
 
 
@@ -305,9 +293,9 @@ def encode(
     elif quality is not None:
         raise typer.BadParameter("expected --codec or --quality, found both")
     else:
-        coder = load_coder(codec, quantizer, _workspace(workspace), max_pixels)
+        coder = load_coder(codec, quantizer, workspace_root(workspace), max_pixels)
     refinement = asked_effort(effort, lmbda, quality)
-    _exit_if(encode_files(files, output, coder, refinement, force, console))
+    exit_if(encode_files(files, output, coder, refinement, force, console))
 
 
 @app.command()
@@ -328,8 +316,8 @@ def decode(
     from jobs.files import coders, decode_files
 
     _needs_codec(codec, quantizer, workspace)
-    coder_of = coders(codec, quantizer, _workspace(workspace), max_pixels)
-    _exit_if(decode_files(files, output, coder_of, force, console))
+    coder_of = coders(codec, quantizer, workspace_root(workspace), max_pixels)
+    exit_if(decode_files(files, output, coder_of, force, console))
 
 
 @app.command()
@@ -347,8 +335,8 @@ def info(
     """
     from jobs.files import describe_files, load_coder
 
-    coder = load_coder(codec, quantizer, _workspace(workspace)) if codec else None
-    _exit_if(describe_files(files, coder, console))
+    coder = load_coder(codec, quantizer, workspace_root(workspace)) if codec else None
+    exit_if(describe_files(files, coder, console))
 
 
 @app.command()
@@ -362,7 +350,7 @@ def status(
     """
     from jobs.status import show
 
-    show(_workspace(workspace), follow, console)
+    show(workspace_root(workspace), follow, console)
 
 
 @app.command()
@@ -373,7 +361,7 @@ def sync(workspace: WorkspaceOption = None, tracking_uri: TrackingOption = None)
     """
     from jobs.lineage import synchronise
 
-    synchronise(_workspace(workspace), _tracking(tracking_uri), console)
+    synchronise(workspace_root(workspace), _tracking(tracking_uri), console)
 
 
 @app.command()
@@ -388,8 +376,10 @@ def ui(
     from jobs.lineage import synchronise
     from storage.lineage import ui_command
 
-    page = synchronise(_workspace(workspace), None, console)  # also makes the database where there is none
-    argv, environment = ui_command(_workspace(workspace), port)
+    page = synchronise(
+        workspace_root(workspace), None, console
+    )  # also makes the database where there is none
+    argv, environment = ui_command(workspace_root(workspace), port)
     console.print(f"open http://127.0.0.1:{port}/{page}", markup=False, highlight=False)
     os.execvpe(argv[0], argv, {**os.environ, **environment})
 

@@ -28,6 +28,7 @@ CACHE_VERSION = 1  # bumped when a field means something else: these copies outl
 DTYPES: Mapping[str, str] = {
     "reconstruction": "float16",
     "indices": "int16",
+    "hyper_indices": "int16",
     "contexts": "uint8",
     "features": "float16",
     "latent": "float16",
@@ -73,6 +74,16 @@ def local_latents(
     names = ["reconstruction", *(["indices", "contexts", "features"] if with_scale else [])]
     key = {"latents": latents.content_digest(digests), "tables": tables.digest}
     return _materialise(key | _encoder_side(codec), names, fields)
+
+
+def local_indices(latents: LatentSet, digests: list[str]) -> dict[str, RaggedArrays]:
+    """The integers of a set, `indices` and `hyper_indices`; the digests are sorted, as those of its content digest."""
+
+    def fields() -> Iterator[dict[str, Array]]:
+        for image in latents.read_many(digests):
+            yield {"indices": image.indices, "hyper_indices": image.hyper_indices}
+
+    return _materialise({"latents": latents.content_digest(digests)}, ["indices", "hyper_indices"], fields)
 
 
 def local_analysis(workspace: Workspace, digests: list[str], codec: Codec) -> dict[str, RaggedArrays]:

@@ -149,7 +149,7 @@ def quantize_part(
     """Runs in a worker: quantize the images of a part that are still missing. False where another run is at it."""
     workspace = Workspace.open(root)
     latents = LatentSet(workspace, key)
-    with Claims(workspace, f"latents/{key}/claims").hold(part.prefix) as held:
+    with Claims(workspace, f"claims/{key}").hold(part.prefix) as held:
         if held and (missing := latents.missing(part.images)):
             images = _quantized(workspace, missing, codec_blob, tables_blob, settings)
             latents.write_part(part.bucket, images)

@@ -28,6 +28,7 @@ from storage.parts import PartImage, content_digest, decode, encode
 from storage.workspace import Workspace
 
 RECORD_VERSION = 1
+MISSING = "no such object"  # what is found where nothing is
 
 Record = Mapping[str, Any]
 
@@ -95,12 +96,25 @@ class LatentSet:
 
     def parts(self) -> dict[str, Record]:
         """Records of all parts that are not retired, sorted by name. Raises RecordError."""
+        return {part: self.record(part) for part in self.part_names()}
+
+    def part_names(self) -> list[str]:
+        """Sorted names of all parts that are not retired, from the names of records alone."""
         retired = set(self._list("retired"))
-        return {
-            part: self._record(self._name("parts", part))
-            for part in self._list("parts")
-            if part not in retired
-        }
+        return [part for part in self._list("parts") if part not in retired]
+
+    def retired(self) -> dict[str, Record]:
+        """Of each part that was withdrawn the record of that: `reason`, `created_ns`. Raises RecordError."""
+        return {part: self._record(self._name("retired", part)) for part in self._list("retired")}
+
+    def record(self, part: str) -> Record:
+        """A part's record, be the part retired or not.
+
+        Raises:
+            LatentError: there is none.
+            RecordError: it cannot be read.
+        """
+        return self._record(self._name("parts", part))
 
     def images(self) -> dict[str, tuple[str, Record]]:
         """Every image's part and its entry in that part's record; of an image in two parts, the first part by name."""
@@ -206,9 +220,20 @@ class LatentSet:
                 del held[part]
 
     def retire(self, part: str, reason: str) -> None:
-        """Withdraw a part: its images count as missing, and may be written again. Its data stays."""
-        if part not in self.parts():
-            raise LatentError(f"{self._folder}: expected a recorded part {part!r} to retire, found none.")
+        """Withdraw a part: its images count as missing, and may be written again. Its data stays.
+
+        A part whose record is torn can be withdrawn too: its name is enough.
+
+        Raises:
+            LatentError: there is no such part, or it has been retired before.
+        """
+        known = self.part_names()
+        if part not in known:
+            there = f"{len(known)} other(s), such as {known[0]}" if known else "none at all"
+            raise LatentError(
+                f"{self._folder}: expected a recorded part {part!r} to retire, found {there}. "
+                f"`retrellis latents show {self.key[:8]}` lists them."
+            )
         self._note("retired", part, reason)
 
     def _put(self, group: str, objects: Mapping[str, bytes]) -> None:
@@ -220,15 +245,14 @@ class LatentSet:
             raise
 
     def _verified(self, part: str, group: str, entry: Record) -> bytes:
-        expected = f"{entry['size']:,} bytes of SHA-256 {entry['sha256']}"
-        name = f"{group}/{entry['name']}"
-        try:
-            data = self._workspace.get(name)
-        except FileNotFoundError:
-            raise LatentError(_damage(part, self._workspace.path(name), expected, "no such object")) from None
-        if len(data) != entry["size"] or sha256(data) != entry["sha256"]:
-            found = f"{len(data):,} bytes of SHA-256 {sha256(data)}"
-            raise LatentError(_damage(part, self._workspace.path(name), expected, found))
+        data, found = examine(self._workspace, group, entry)
+        if found:
+            place = self._workspace.path(f"{group}/{entry['name']}")
+            raise LatentError(
+                f"part {part} is damaged at {place}: expected {recorded(entry)}, found {found}. Restore it from a "
+                f"backup, or withdraw the part (`retrellis latents retire {self.key[:8]} {part} --reason …`) and run "
+                "again: only its images are computed."
+            )
         return data
 
     def _free_name(self, bucket: str, images: Sequence[PartImage]) -> str:
@@ -259,6 +283,30 @@ class LatentSet:
                 )
             self._known[name] = record
         return self._known[name]
+
+
+def recorded(entry: Record) -> str:
+    """What a part's record says of one of its objects."""
+    return f"{entry['size']:,} bytes of SHA-256 {entry['sha256']}"
+
+
+def examine(workspace: Workspace, group: str, entry: Record) -> tuple[bytes, str]:
+    """Read an object of a part and compare it with the part's record.
+
+    Args:
+        group: of the part.
+        entry: of the object in the part's record: `name`, `size` in bytes, `sha256`.
+
+    Returns:
+        Its bytes, and what was found instead of what is recorded: "" if it is as recorded.
+    """
+    try:
+        data = workspace.get(f"{group}/{entry['name']}")
+    except FileNotFoundError:
+        return b"", MISSING
+    if len(data) != entry["size"] or sha256(data) != entry["sha256"]:
+        return data, f"{len(data):,} bytes of SHA-256 {sha256(data)}"
+    return data, ""
 
 
 def buckets(digests: Iterable[str], bits: int) -> dict[str, list[str]]:
@@ -315,10 +363,3 @@ def _totals(images: Sequence[PartImage], objects: Mapping[str, bytes]) -> dict[s
         "bits_z": float(sum(image.bits_z for image in images)),
         "bytes": sum(len(data) for data in objects.values()),
     }
-
-
-def _damage(part: str, place: str, expected: str, found: str) -> str:
-    return (
-        f"part {part} is damaged at {place}: expected {expected}, found {found}. Restore it from a backup, or withdraw "
-        "the part (LatentSet.retire) and run quantize again: only its images are computed."
-    )

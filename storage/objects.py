@@ -6,8 +6,11 @@ obstore hangs for ever in a process forked after its first use: start processes 
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import obstore
@@ -17,6 +20,14 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from storage.durable import make_directory, write_file
 
 _NAME = re.compile(r"(?!.*(^|/)\.{1,2}(/|$))[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a folder holds: `size` in bytes; `newest_s`, seconds since 1970, of its last change (0.0 if empty)."""
+
+    size: int
+    newest_s: float
 
 
 class Objects:
@@ -99,6 +110,30 @@ class Objects:
             obstore.delete(self.store, name)
         else:
             (self._folder / name).unlink(missing_ok=True)
+
+    def folders(self, prefix: str) -> tuple[str, ...]:
+        """Sorted names, relative to it, of the folders right in `prefix`; an empty one exists on a disk alone."""
+        if self._folder is None:
+            found = obstore.list_with_delimiter(self.store, prefix)["common_prefixes"]
+            return tuple(sorted(name.rstrip("/").rpartition("/")[2] for name in found))
+        place = self._folder / prefix
+        names = (entry.name for entry in place.iterdir() if entry.is_dir()) if place.is_dir() else ()
+        return tuple(sorted(names))
+
+    def usage(self, prefix: str) -> Usage:
+        """Size and last change of all in the folder `prefix`, with the hidden leftovers of killed writers."""
+        if self._folder is None:
+            entries = [entry for chunk in obstore.list(self.store, prefix) for entry in chunk]
+            times = [entry["last_modified"].timestamp() for entry in entries]
+            return Usage(sum(entry["size"] for entry in entries), max(times, default=0.0))
+        size, newest = 0, 0.0
+        for folder, _, files in os.walk(self._folder / prefix):
+            for path in (Path(folder), *(Path(folder, file) for file in files)):
+                with suppress(FileNotFoundError):  # a writer has just given it its name
+                    status = path.lstat()
+                    size += 0 if path == Path(folder) else status.st_size
+                    newest = max(newest, status.st_mtime)
+        return Usage(size, newest)
 
     def delete(self, prefix: str) -> None:
         """Delete the folder `prefix` with all below it; no such folder is no error.

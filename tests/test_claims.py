@@ -13,7 +13,7 @@ import pytest
 from storage.claims import Claims
 from storage.objects import Objects
 
-FOLDER = "latents/set/claims"
+FOLDER = "claims/set"
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ import ray
 import torch
 from hostile_files import photograph
 from laboratory import Lab
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from jobs.cluster import Cluster, Share, TaskFailed
 from jobs.run import RunFailed
 from pipeline.codec.artifact import Codec
@@ -69,6 +71,9 @@ def test_the_image_at_fault_is_given_up_and_the_rest_goes_on(lab: Lab) -> None:
     assert REASON in lab.records("latents")[failed]["reason"]
     assert f"{failed}.json" in said
     assert "nothing to compute" in lab.run()
+    shown = CliRunner().invoke(app, ["latents", "show", latents["set"], "--workspace", lab.root])
+    assert f"given up   image {poison}: ValueError: {REASON}" in shown.output
+    assert "5 images, all there" in shown.output
 
     save(lab.folder / "photos/dark-256.png", np.zeros((96, 256, 3), np.uint8))  # new work, and the old fault
     said = lab.run()

@@ -57,7 +57,7 @@ def test_what_another_run_holds_is_waited_for(reference: Lab, tmp_path: Path) ->
     done = reference.record("quantize", quantizer="urq")["outputs"]["latents"]
     theirs = LatentSet(reference.workspace, done["note"]["set"])
     ours = LatentSet(lab.workspace, theirs.key)
-    with Claims(lab.workspace, f"latents/{theirs.key}/claims").hold("") as held:
+    with Claims(lab.workspace, f"claims/{theirs.key}").hold("") as held:
         assert held
         run = lab.start("quantize", lab.file, "--only", "quantizer=urq")
         run.until(lambda: "another run is at work" in run.text, "word of the other run")
