@@ -142,25 +142,31 @@ class Cluster:
         remote = self._remote(_call, function, share)
         waiting = iter(items)
         running: dict[Any, tuple[tuple[Any, ...], int]] = {}
-        while True:
-            while len(running) < share.in_flight and (item := next(waiting, None)) is not None:
-                running[self._submit(remote, function, share, item)] = (item, 0)
-            if not running:
-                break
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            item, losses = running.pop(ready)
-            self._pending.discard(ready)
-            try:
-                seconds, result = ray.get(ready)
-            except Exception as error:
-                self._check_interrupted()
-                if _worker_lost(error) and losses < LOST_WORKER_RETRIES:
-                    running[self._submit(remote, function, share, item)] = (item, losses + 1)
+        try:
+            while True:
+                while len(running) < share.in_flight and (item := next(waiting, None)) is not None:
+                    running[self._submit(remote, function, share, item)] = (item, 0)
+                if not running:
+                    break
+                (ready,), _ = ray.wait(list(running), num_returns=1)
+                item, losses = running.pop(ready)
+                self._pending.discard(ready)
+                try:
+                    seconds, result = ray.get(ready)
+                except Exception as error:
+                    self._check_interrupted()
+                    if _worker_lost(error) and losses < LOST_WORKER_RETRIES:
+                        running[self._submit(remote, function, share, item)] = (item, losses + 1)
+                    else:
+                        yield item, _failure(error)
                 else:
-                    yield item, _failure(error)
-            else:
-                self._count(seconds)
-                yield item, result
+                    self._count(seconds)
+                    yield item, result
+        finally:  # who wants no more of it leaves nothing running
+            for reference in running:
+                self._pending.discard(reference)
+                with contextlib.suppress(Exception):
+                    ray.cancel(reference, force=True)
 
     def stream(
         self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share

@@ -124,7 +124,8 @@ def _train_nodes(train: Train, sets: Mapping[str, Node], add: Callable[[Node], N
         if start and (lmbda == first or not train.ladder):
             assert train.start
             inputs["start"] = Input(start.id, "codec")
-            own |= {"start_lmbda": known} if (known := train.start.known_lmbda) else {}
+            if (known := train.start.known_lmbda) not in (None, lmbda):
+                own["start_lmbda"] = known
         elif nodes and train.ladder:
             nearest = min(nodes, key=lambda there: abs(math.log(there / lmbda)))
             inputs["start"] = Input(nodes[nearest].id, "codec")

@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from obstore.exceptions import BaseError
+
 from jobs.cluster import TaskFailed
 from jobs.experiment import QuantizeResources
 from jobs.local import image_digests
@@ -23,7 +25,7 @@ from storage.claims import Claims
 from storage.errors import StorageError
 from storage.images import ImageStore
 from storage.keys import digest
-from storage.latents import LatentSet, buckets, prefix
+from storage.latents import LatentError, LatentSet, buckets, prefix
 from storage.parts import PartImage
 from storage.workspace import Workspace
 
@@ -55,7 +57,7 @@ def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -
     if inputs is None:
         return "all images"
     digests = image_digests(workspace, inputs["images"]["blob"])
-    missing = LatentSet(workspace, set_key(inputs, node.settings)).missing(digests)
+    missing = _possible(LatentSet(workspace, set_key(inputs, node.settings)), digests)
     return f"{len(missing)} of {len(digests)} images"
 
 
@@ -71,8 +73,7 @@ def compute(task: Task) -> Outcome:
     """Quantize what the set lacks, less the images that were given up before."""
     latents = LatentSet(task.workspace, set_key(task.inputs, task.node.settings))
     digests = image_digests(task.workspace, task.inputs["images"]["blob"])
-    given_up = latents.given_up()
-    missing = [name for name in latents.missing(digests) if name not in given_up]
+    missing = _possible(latents, digests)
     task.progress(0, len(missing), "images")
     if missing:
         bits = max(1, math.ceil(math.log2(max(1, len(digests)) / IMAGES_PER_BUCKET)))
@@ -84,13 +85,19 @@ def compute(task: Task) -> Outcome:
         alone = [Part(part.bucket, prefix(name), [name]) for part, _ in failed for name in part.images]
         if alone:
             failed = _quantize(task, latents, alone, len(missing))
-            if len(latents.missing(digests)) == len(digests):
-                raise failed[0][1]
+            if len(failed) == len(missing) > 1 or not latents.images():
+                raise failed[0][1].as_one_of(f"all of {len(missing)} images failed")
             for part, failure in failed:
                 (name,) = part.images
                 latents.give_up(name, str(failure))
                 task.say(_farewell(task, latents, name, failure))
-    return _outcome(latents, digests, len(missing))
+    return _outcome(latents, digests, len(missing) - len(latents.missing(missing)))
+
+
+def _possible(latents: LatentSet, digests: list[str]) -> list[str]:
+    """What the set lacks, less the images that were given up before."""
+    given_up = latents.given_up()
+    return [name for name in latents.missing(digests) if name not in given_up]
 
 
 def _quantize(task: Task, latents: LatentSet, parts: list[Part], total: int) -> list[tuple[Part, TaskFailed]]:
@@ -112,7 +119,7 @@ def _quantize(task: Task, latents: LatentSet, parts: list[Part], total: int) -> 
                 task.progress(done, total, "images")
             elif result is False:
                 claimed.append(part)
-            elif isinstance(result.cause, StorageError):
+            elif isinstance(result.cause, (StorageError, OSError, BaseError)):
                 raise result
             else:
                 failed.append((part, result))
@@ -201,6 +208,11 @@ def _outcome(latents: LatentSet, digests: list[str], computed: int) -> Outcome:
     """What is there of these images; those given up are named, so that whoever reads the set leaves them out, too."""
     known = latents.images()
     whole = [name for name in digests if name in known]
+    if not whole:
+        raise LatentError(
+            f"expected latents of {len(digests)} images, found all given up before: "
+            f"`retrellis latents show {latents.key[:8]}` says why"
+        )
     rows = [known[name][1] for name in whole]
     bits = sum(row["bits_y"] + row["bits_z"] for row in rows)
     pixels = sum(row["height"] * row["width"] for row in rows)

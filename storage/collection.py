@@ -89,7 +89,7 @@ def _set_item(
     else:
         kept = _young(age, max(policy.set_s, policy.grace_s))
     # A withdrawal outlives its part: killed on the way, this brings no retired part back
-    folders = (f"{records}/parts", records, f"latents/{key}")
+    folders = (f"{records}/parts", records, f"latents/{key}", f"claims/{key}")
     return Item("set", key, "", folders, data.size, age, why, kept)
 
 

@@ -15,6 +15,7 @@ import PIL.Image
 import pytest
 from hostile_files import padded, photograph, small_codec, small_coder
 from laboratory import COMMAND, Lab
+from rich.console import Console
 
 from jobs import cli
 from jobs.import_codec import read_codec
@@ -28,7 +29,7 @@ def retrellis(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     """Run a command in this process: exit code, what it prints, what it complains of."""
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
-        console = cli.Console(file=io.StringIO(), width=400, soft_wrap=True)
+        console = Console(file=io.StringIO(), width=400, soft_wrap=True)
         monkeypatch.setattr(cli, "console", console)
         monkeypatch.setattr(sys, "argv", ["retrellis", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:

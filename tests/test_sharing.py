@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import photos
+import pytest
 from laboratory import Lab
 
 from jobs import quantize
@@ -33,17 +35,15 @@ def test_two_runs_with_overlapping_images_quantize_each_once(
     lab = reference.copy(tmp_path / "workspace", without=["quantize"])
     photos.write(tmp_path / "first", SQUARES[:120])
     photos.write(tmp_path / "second", SQUARES[60:])  # so many more that its buckets are others
-    runs = [
-        lab.start(
-            "quantize",
-            lab.file,
-            *("--only", "quantizer=tcq4", "--set", f"latents.images={tmp_path / folder}"),
-            address=ray_address,
-        )
-        for folder in ("first", "second")
-    ]
-    for run in runs:
-        assert run.finish() == 0, run.text
+    other = lab.start(
+        "quantize",
+        lab.file,
+        *("--only", "quantizer=tcq4", "--set", f"latents.images={tmp_path / 'first'}"),
+        address=ray_address,
+    )
+    other.until(lambda: lab.workspace.list("claims"), "its first claim")
+    lab.run(f"latents.images={tmp_path / 'second'}", stage="quantize", only={"quantizer": "tcq4"})
+    assert other.finish() == 0, other.text
     assert quantized_images(lab) == dict.fromkeys(quantized_images(lab), 1)
     counts = {
         record["outputs"]["latents"]["note"]["images"] for record in lab.records("results/quantize").values()
@@ -52,20 +52,23 @@ def test_two_runs_with_overlapping_images_quantize_each_once(
     assert quantized_images(lab).total() == len(SQUARES)
 
 
-def test_what_another_run_holds_is_waited_for(reference: Lab, tmp_path: Path) -> None:
+def test_what_another_run_holds_is_waited_for(
+    reference: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "POLL_S", 0.2)
     lab = reference.copy(tmp_path / "workspace", without=["quantize"])
     done = reference.record("quantize", quantizer="urq")["outputs"]["latents"]
     theirs = LatentSet(reference.workspace, done["note"]["set"])
     ours = LatentSet(lab.workspace, theirs.key)
-    with Claims(lab.workspace, f"claims/{theirs.key}").hold("") as held:
+    with Claims(lab.workspace, f"claims/{theirs.key}").hold("") as held, ThreadPoolExecutor() as pool:
         assert held
-        run = lab.start("quantize", lab.file, "--only", "quantizer=urq")
-        run.until(lambda: "another run is at work" in run.text, "word of the other run")
+        run = pool.submit(lab.run, stage="quantize", only={"quantizer": "urq"})
+        time.sleep(4)
+        assert not run.done()
         assert quantized_images(lab).total() == 0
         for part, record in theirs.parts().items():
             ours.write_part(record["bucket"], theirs.read_part(part))
-        started = time.monotonic()
-        assert run.finish() == 0, run.text
-        assert time.monotonic() - started < 10 * quantize.POLL_S
+        said = run.result(timeout=30)
+    assert "another run is at work on 6 of these images" in said
     assert lab.record("quantize", quantizer="urq")["outputs"]["latents"]["digest"] == done["digest"]
     assert set(quantized_images(lab).values()) == {1}
