@@ -85,7 +85,7 @@ def compute(task: Task) -> Outcome:
         alone = [Part(part.bucket, prefix(name), [name]) for part, _ in failed for name in part.images]
         if alone:
             failed = _quantize(task, latents, alone, len(missing))
-            if len(failed) == len(missing) > 1 or not latents.images():
+            if len(latents.missing(digests)) == len(digests):
                 raise failed[0][1].as_one_of(f"all of {len(missing)} images failed")
             for part, failure in failed:
                 (name,) = part.images
