@@ -123,8 +123,10 @@ def _quantize(task: Task, latents: LatentSet, parts: list[Part], total: int) -> 
                 raise result
             else:
                 failed.append((part, result))
-            if isinstance(result, TaskFailed) and len(failed) > limit:
-                raise result.as_one_of(f"more than {limit} images failed (resources.quantize.max_failures)")
+                if len(failed) > limit:
+                    raise result.as_one_of(
+                        f"more than {limit} images failed (resources.quantize.max_failures)"
+                    )
         parts = [part for part in claimed if latents.missing(part.images)]
         done += _count(claimed) - _count(parts)
         if parts:

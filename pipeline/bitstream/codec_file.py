@@ -92,9 +92,13 @@ def slim(data: bytes) -> bytes:
 
 def whole(data: bytes) -> bytes:
     """What `slim` made smaller as it was; other bytes as they are. Raises ValueError as `split` does."""
-    if not is_codec_file(data) or any(name.startswith("integer.") for name in _open(data)[1]):
-        return data
-    return join(*split(data))
+    return join(*split(data)) if is_codec_file(data) and is_slim(data) else data
+
+
+def is_slim(data: bytes) -> bool:
+    """Whether a codec file lacks the integers of its hyper synthesis; its header alone is looked at."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return not any(name.startswith("integer.") for name in header)
 
 
 def is_codec_file(data: bytes) -> bool:

@@ -89,9 +89,9 @@ class ImageCoder:
         Raises:
             ValueError: it is none, or damaged.
         """
-        data = codec_file.whole(data)
         coder = cls(*codec_file.split(data), max_pixels)
-        coder._file = data
+        if not codec_file.is_slim(data):  # which is written whole when somebody asks
+            coder._file = data
         return coder
 
     def to_bytes(self) -> bytes:
