@@ -32,8 +32,8 @@ from storage.workspace import Workspace
 if TYPE_CHECKING:
     from pipeline.refinement import Refinement
 
-IMAGES_PER_BUCKET = 16  # on average
-SET_VERSION = 2  # bumped when the same ingredients give other indices
+IMAGES_PER_BUCKET = 32  # at most, on average
+SET_VERSION = 3  # bumped when the same ingredients give other indices, or parts have another layout
 POLL_S = 2.0  # while another run is at work
 EFFORT_VERSION = 1  # the same of those that effort gives
 

@@ -1,18 +1,15 @@
 """What latent sets a workspace holds, how large they are, and which results made and read them: from records alone.
 
-Nothing here reads latents. The dtype at rest is in no record: it comes from the metadata of a part's arrays.
+Nothing here reads latents.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from storage.latents import LatentError, LatentSet, Record
 from storage.workspace import Workspace
@@ -25,7 +22,7 @@ class Sizes:
     """How large latents are.
 
     Attributes:
-        raw: their integers as int8 or int16, in bytes; None if an array's metadata is missing or garbled.
+        raw: their integers as int8 or int16, in bytes; None where a part is of a version that did not count them.
         stored: the objects of their parts, in bytes.
         bits: what an entropy coder would take, estimated by the quantizer's tables (indices and hyper indices).
     """
@@ -124,7 +121,7 @@ def entry(workspace: Workspace, key: str, results: Iterable[Record]) -> Entry:
     latents = LatentSet(workspace, key)
     parts = latents.parts()
     made_by, read_by = uses(key, results)
-    sizes = {part: part_sizes(workspace, record) for part, record in parts.items()}
+    sizes = {part: part_sizes(record) for part, record in parts.items()}
     kinds = list(dict.fromkeys(_kind(record["reads"].get("tables"), results) for record in made_by))
     return Entry(key, parts, latents.retired(), sizes, made_by, read_by, [kind for kind in kinds if kind])
 
@@ -137,15 +134,10 @@ def uses(key: str, results: Iterable[Record]) -> tuple[list[Record], list[Record
     return made_by, [record for record in ordered if record["reads"].get("latents") in digests]
 
 
-def part_sizes(workspace: Workspace, record: Record) -> Sizes:
-    """How large a part is: two small objects are read for the dtypes."""
+def part_sizes(record: Record) -> Sizes:
+    """How large a part is."""
     totals = record["totals"]
-    raw: int | None = 0
-    for array, shape in (("indices", "shape"), ("hyper_indices", "hyper_shape")):
-        count = sum(math.prod(image[shape]) for image in record["images"])
-        width = _integer_bytes(workspace, f"{record['group']}/{array}/zarr.json")
-        raw = None if raw is None or width is None else raw + count * width
-    return Sizes(raw, totals["bytes"], totals["bits_y"] + totals["bits_z"])
+    return Sizes(totals.get("raw_bytes"), totals["bytes"], totals["bits_y"] + totals["bits_z"])
 
 
 def groups(workspace: Workspace, key: str) -> dict[str, str]:
@@ -181,10 +173,3 @@ def _kind(tables: str | None, results: Iterable[Record]) -> str | None:
             kind: str | None = settings.get("quantizer", settings).get("kind")  # `tune` keeps it one deeper
             return kind
     return None
-
-
-def _integer_bytes(workspace: Workspace, name: str) -> int | None:
-    try:
-        return int(np.dtype(json.loads(workspace.get(name))["data_type"]).itemsize)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # `verify` says which, and what to do
-        return None

@@ -1,13 +1,15 @@
 """Latent sets: the quantized latents of whole images, in immutable parts. Parts count once their record exists.
 
-A part is one Zarr group (`storage.parts` has its arrays). Three lines of plain Zarr read image `i` of a part:
+A part is one Zarr group (`storage.parts` has its arrays). A few lines of plain Zarr read all its images, side by side:
 
-    group = zarr.open_group(f"{workspace.root}/{record['group']}", mode="r")
-    start, end = group["offsets"][i : i + 2]
-    indices = group["indices"][start:end].reshape(group["shapes"][i])
+    part = zarr.open_group(f"{workspace.root}/{record['group']}", mode="r")
+    k = np.unpackbits(part["nonzero"][...], axis=1).astype(np.int16)  # (C, P): images side by side
+    magnitudes = 1 + np.unpackbits(part["larger"][...], count=k.sum()).astype(np.int16)
+    magnitudes[magnitudes > 1] += part["magnitudes"][...]
+    k[k > 0] = magnitudes * np.where(np.unpackbits(part["negative"][...], count=k.sum()), -1, 1)
 
-Plain Zarr gives the fill value, the dtype's minimum, for what is missing. `LatentSet.read_part` never does: it compares
-every object with the size and SHA-256 in the record first. What is there and what is missing is known from records.
+Plain Zarr makes values up for what is missing. `LatentSet.read_part` never does: it compares every object with the size
+and SHA-256 in the record first. What is there and what is missing is known from records.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ import zarr
 
 from storage.errors import StorageError
 from storage.keys import digest, sha256
-from storage.parts import PartImage, content_digest, decode, encode
+from storage.parts import PartImage, content_digest, decode, encode, integer_bytes
 from storage.workspace import Workspace
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 MISSING = "no such object"  # what is found where nothing is
 
 Record = Mapping[str, Any]
@@ -361,5 +363,9 @@ def _totals(images: Sequence[PartImage], objects: Mapping[str, bytes]) -> dict[s
         "pixels": sum(image.height * image.width for image in images),
         "bits_y": float(sum(image.bits_y for image in images)),
         "bits_z": float(sum(image.bits_z for image in images)),
+        "raw_bytes": sum(
+            integer_bytes(arrays)
+            for arrays in ([i.indices for i in images], [i.hyper_indices for i in images])
+        ),
         "bytes": sum(len(data) for data in objects.values()),
     }

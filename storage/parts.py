@@ -1,16 +1,21 @@
 """What a part of a latent set holds, and its form as one Zarr v3 group: standard codecs, integers only.
 
-indices, hyper_indices    the images' integers one after another, flat; int8 where they fit, else int16
-offsets, hyper_offsets    (B + 1,): image i is indices[offsets[i]:offsets[i + 1]]
-shapes, hyper_shapes      (B, 3): (C, H/16, W/16) and (N, H/64, W/64), rounded up as the codec pads
-digests                   (B, 32) uint8: SHA-256 of the images' pixels
-sizes                     (B, 2): height and width in pixels
+Images lie side by side, channel by channel, each in raster order: (C, P), where P counts the positions of all. Of an
+index only what is needed is kept, in this order of places, so that general compressors come near to an entropy coder:
+
+nonzero         (C, ceil(P / 8)) uint8: a bit for each index, set if it is not 0 (NumPy's packbits, row by row)
+larger          a bit for each of those, packed: its magnitude is 2 or more
+negative        a bit for each of those, packed: its sign
+magnitudes      of the larger ones, less 2: uint8 where all indices fit int8, else uint16
+hyper_indices   (N, P'), int8 where they fit, else int16
+sizes           (B, 3, 2): height and width of each image, in pixels, in positions of `nonzero` and of `hyper_indices`
+digests         (B, 32) uint8: SHA-256 of the images' pixels
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +28,9 @@ from zarr.storage import MemoryStore
 
 from storage.keys import canonical_json
 
-# On Laplace-like latents of order-0 entropy 0.138 of raw: chunks of 2**18 at level 15 take 0.131 and 0.1 s a MB,
-# level 19 takes 0.137 and twice the time, level 3 takes 0.183.
-CHUNK = 1 << 18
-ZSTD_LEVEL = 15
+LAYOUT = 2
+CHUNK_BYTES = 1 << 18  # zstd has other, better parameters up to this size
+ZSTD_LEVEL = 15  # benchmarks/latent_layouts.txt
 
 Integers = npt.NDArray[np.signedinteger[Any]]
 
@@ -68,71 +72,125 @@ def encode(images: Sequence[PartImage]) -> dict[str, bytes]:
     """The objects of a Zarr group by name, relative to the group; the same bytes for the same images.
 
     Raises:
-        ValueError: an array has another number of dimensions, or a value beyond ±32767.
+        ValueError: an array has another number of dimensions or channels, or a value beyond ±32767.
     """
+    digests = [image.digest for image in images]
+    indices = _side_by_side([image.indices for image in images], digests)
+    hyper_indices = _side_by_side([image.hyper_indices for image in images], digests)
+    sizes = [((i.height, i.width), i.indices.shape[1:], i.hyper_indices.shape[1:]) for i in images]
     objects: dict[str, Buffer] = {}
-    group = zarr.create_group(MemoryStore(objects), attributes={"retrellis_part": 1})
-    for prefix, arrays in (
-        ("", [image.indices for image in images]),
-        ("hyper_", [image.hyper_indices for image in images]),
-    ):
-        _add(group, f"{prefix}indices", _flat(arrays, [image.digest for image in images]))
-        _add(group, f"{prefix}offsets", np.cumsum([0] + [array.size for array in arrays], dtype=np.int64))
-        _add(group, f"{prefix}shapes", np.array([array.shape for array in arrays], np.int32))
-    digests = b"".join(bytes.fromhex(image.digest) for image in images)
-    _add(group, "digests", np.frombuffer(digests, np.uint8).reshape(-1, 32))
-    _add(group, "sizes", np.array([(image.height, image.width) for image in images], np.int32))
+    with zarr.config.set({"json_indent": None}):
+        group = zarr.create_group(MemoryStore(objects), attributes={"retrellis_part": LAYOUT})
+        for name, array in _planes(indices).items():
+            _add(group, name, array)
+        _add(group, "hyper_indices", hyper_indices)
+        _add(group, "sizes", np.array(sizes, np.int32))
+        _add(group, "digests", np.array([list(bytes.fromhex(digest)) for digest in digests], np.uint8))
     return {name: buffer.to_bytes() for name, buffer in sorted(objects.items())}
 
 
 def decode(objects: Mapping[str, bytes]) -> list[tuple[str, Integers, Integers]]:
-    """Back from the objects of a group, all present and verified: (digest, indices, hyper indices) of each image."""
+    """Back from the objects of a group, all present and verified: (digest, indices, hyper indices) of each image.
+
+    Raises:
+        ValueError: the group has another layout than this version's.
+    """
     prototype = default_buffer_prototype()
     buffers = {name: prototype.buffer.from_bytes(data) for name, data in objects.items()}
     group = zarr.open_group(MemoryStore(buffers), mode="r")
-    arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}
-    return [
-        (
-            bytes(name).hex(),
-            _image(arrays["indices"], arrays["offsets"], arrays["shapes"], row),
-            _image(arrays["hyper_indices"], arrays["hyper_offsets"], arrays["hyper_shapes"], row),
+    if (found := group.attrs.get("retrellis_part")) != LAYOUT:
+        raise ValueError(
+            f"expected a part of layout {LAYOUT}, found {found}: another version of retrellis has made it"
         )
-        for row, name in enumerate(arrays["digests"])
-    ]
+    arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}
+    names = [bytes(row).hex() for row in arrays["digests"]]
+    sizes = arrays["sizes"]
+    indices = _apart(_integers(arrays, int(sizes[:, 1].prod(axis=1).sum())), sizes[:, 1])
+    hyper_indices = _apart(arrays["hyper_indices"], sizes[:, 2])
+    return list(zip(names, indices, hyper_indices, strict=True))
 
 
-def _flat(arrays: Sequence[Integers], digests: Sequence[str]) -> Integers:
-    """All values one after another, in the narrower dtype that holds them without its minimum, the fill value."""
-    largest = 0
+def integer_bytes(arrays: Sequence[Integers]) -> int:
+    """What these arrays take as int8 if all fit, else as int16, in bytes."""
+    largest = max(_peak(array) for array in arrays)
+    return sum(array.size for array in arrays) * _dtype(largest).itemsize
+
+
+def _side_by_side(arrays: Sequence[Integers], digests: Sequence[str]) -> Integers:
+    """(C, P) of arrays (C, h, w), in the narrower dtype that holds them without its minimum, the fill value."""
+    channels = arrays[0].shape[:1]
     for array, digest in zip(arrays, digests, strict=True):
         if array.ndim != 3 or array.size == 0 or not np.issubdtype(array.dtype, np.signedinteger):
             raise ValueError(
                 f"image {digest}: expected signed integers (C, h, w), found {array.dtype} {array.shape}"
             )
-        peak = max(int(array.max()), -int(array.min()))
-        if peak > np.iinfo(np.int16).max:
+        if (peak := _peak(array)) > np.iinfo(np.int16).max:
             raise ValueError(
                 f"image {digest}: expected indices within ±32767, found {peak}: use a larger step"
             )
-        largest = max(largest, peak)
-    dtype = np.int8 if largest <= np.iinfo(np.int8).max else np.int16
-    return np.concatenate([array.ravel() for array in arrays]).astype(dtype)
+        if array.shape[:1] != channels:
+            raise ValueError(
+                f"image {digest}: expected {channels[0]} channels as in the first image, found {array.shape}"
+            )
+    dtype = _dtype(max(_peak(array) for array in arrays))
+    return np.concatenate([array.reshape(len(array), -1).astype(dtype) for array in arrays], axis=1)
+
+
+def _apart(indices: Integers, sizes: npt.NDArray[np.int32]) -> Iterator[Integers]:
+    """Each image's (C, h, w) of all images' (C, P)."""
+    ends = np.cumsum(sizes.prod(axis=1))[:-1]
+    for image, (height, width) in zip(np.split(indices, ends, axis=1), sizes, strict=True):
+        yield image.reshape(-1, height, width)
+
+
+def _planes(indices: Integers) -> dict[str, npt.NDArray[Any]]:
+    """What is kept of indices (C, P)."""
+    nonzero = indices != 0
+    values = indices[nonzero]
+    magnitudes = np.abs(values)
+    larger = magnitudes > 1
+    return {
+        "nonzero": np.packbits(nonzero, axis=1),
+        "larger": np.packbits(larger),
+        "negative": np.packbits(values < 0),
+        "magnitudes": (magnitudes[larger] - 2).astype(f"u{indices.itemsize}"),
+    }
+
+
+def _integers(planes: Mapping[str, npt.NDArray[Any]], positions: int) -> Integers:
+    """Indices (C, P) of what was kept of them."""
+    magnitudes = planes["magnitudes"]
+    dtype = np.dtype(np.int8 if magnitudes.dtype == np.uint8 else np.int16)
+    nonzero = np.unpackbits(planes["nonzero"], axis=1, count=positions)
+    places = np.flatnonzero(nonzero.view(bool))  # four times as fast as to assign through the mask
+    values: Integers = np.unpackbits(planes["larger"], count=len(places)).astype(dtype)
+    values[np.flatnonzero(values)] += magnitudes.astype(dtype)
+    values += 1
+    values *= 1 - 2 * np.unpackbits(planes["negative"], count=len(places)).view(np.int8)
+    indices = np.zeros(nonzero.shape, dtype)
+    indices.ravel()[places] = values
+    return indices
+
+
+def _peak(array: Integers) -> int:
+    return max(int(array.max()), -int(array.min()))
+
+
+def _dtype(peak: int) -> np.dtype[np.signedinteger[Any]]:
+    return np.dtype(np.int8 if peak <= np.iinfo(np.int8).max else np.int16)
 
 
 def _add(group: zarr.Group, name: str, data: npt.NDArray[Any]) -> None:
+    """An array in chunks of whole rows. What is missing of bits reads as set, so that the count of values is wrong."""
+    rows = max(1, CHUNK_BYTES // max(1, data[:1].nbytes))
     signed = np.issubdtype(data.dtype, np.signedinteger)
     array = group.create_array(
         name,
         shape=data.shape,
         dtype=data.dtype,
-        chunks=(min(len(data), CHUNK), *data.shape[1:]),
+        chunks=(max(1, min(len(data), rows)), *data.shape[1:]),
         compressors=[ZstdCodec(level=ZSTD_LEVEL, checksum=True)],
-        fill_value=int(np.iinfo(data.dtype).min) if signed else 0,
+        fill_value=int(np.iinfo(data.dtype).min if signed else np.iinfo(data.dtype).max),
         config={"write_empty_chunks": True},
     )
     array[...] = data
-
-
-def _image(flat: Integers, offsets: Integers, shapes: Integers, row: int) -> Integers:
-    image: Integers = flat[offsets[row] : offsets[row + 1]].reshape(shapes[row])
-    return image

@@ -18,6 +18,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import storage.latents
 from storage.errors import StorageFull
 from storage.keys import sha256
 from storage.latents import LatentError, LatentSet, buckets
@@ -76,31 +77,49 @@ def test_part_comes_back(workspace: Workspace) -> None:
     )
 
 
-def test_three_lines_of_plain_zarr_read_an_image(workspace: Workspace) -> None:
+def test_a_few_lines_of_plain_zarr_read_all_images_of_a_part(workspace: Workspace) -> None:
+    """Those that `storage.latents` shows."""
+    assert storage.latents.__doc__
+    lines = [line[4:] for line in storage.latents.__doc__.splitlines() if line.startswith("    ")]
+    assert len(lines) == 5
     images = [latents(number) for number in range(4)]
     record = LatentSet(workspace, KEY).write_part("0", images)
+    seen: dict[str, Any] = {"zarr": zarr, "np": np, "workspace": workspace, "record": record}
+    exec("\n".join(lines), seen)
+    end = 0
     for i, image in enumerate(images):
-        group = zarr.open_group(f"{workspace.root}/{record['group']}", mode="r")
-        start, end = group["offsets"][i : i + 2]
-        indices = group["indices"][start:end].reshape(group["shapes"][i])
-        np.testing.assert_array_equal(indices, image.indices)
-        assert bytes(group["digests"][i]).hex() == image.digest
-        assert tuple(group["sizes"][i]) == (image.height, image.width)
+        (height, width), (h, w), _ = seen["part"]["sizes"][i]
+        start, end = end, end + h * w
+        np.testing.assert_array_equal(seen["k"][:, start:end].reshape(-1, h, w), image.indices)
+        assert bytes(seen["part"]["digests"][i]).hex() == image.digest
+        assert (height, width) == (image.height, image.width)
 
 
 def test_the_group_at_rest(workspace: Workspace) -> None:
-    """Format 3, standard codecs with a checksum, and a fill value that no quantizer emits."""
+    """Format 3, standard codecs with a checksum, and fill values that make what is missing not fit the rest."""
     record = LatentSet(workspace, KEY).write_part("0", [latents(0)])
-    for name, dtype in (("indices", "int8"), ("hyper_indices", "int8"), ("offsets", "int64")):
+    for name, dtype, fill in (
+        ("nonzero", "uint8", 255),
+        ("larger", "uint8", 255),
+        ("hyper_indices", "int8", -128),
+    ):
         meta = json.loads(workspace.get(f"{record['group']}/{name}/zarr.json"))
-        assert (meta["zarr_format"], meta["data_type"]) == (3, dtype)
-        assert meta["fill_value"] == np.iinfo(dtype).min
+        assert (meta["zarr_format"], meta["data_type"], meta["fill_value"]) == (3, dtype, fill)
         assert meta["codecs"][-1] == {"name": "zstd", "configuration": {"level": 15, "checksum": True}}
+
+
+def test_a_part_of_another_layout_is_refused() -> None:
+    objects = encode([latents(0)])
+    objects["zarr.json"] = objects["zarr.json"].replace(b'"retrellis_part": 2', b'"retrellis_part": 1')
+    with pytest.raises(
+        ValueError, match="expected a part of layout 2, found 1: another version of retrellis"
+    ):
+        decode(objects)
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(st.tuples(*[st.integers(1, 4)] * 3), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4),
     st.sampled_from([1, 127, 128, 129, 32767]),
     st.sampled_from([np.int16, np.int32, np.int64]),
     st.integers(0, 2**32),
@@ -110,8 +129,9 @@ def test_any_shapes_and_values_come_back(shapes: Sequence[Any], peak: int, dtype
     images = [
         replace(
             latents(number),
-            indices=rng.integers(-peak, peak, shape, endpoint=True, dtype=dtype),
-            hyper_indices=np.full(shape[::-1], -peak, dtype),
+            indices=rng.integers(-peak, peak, (3, *shape), endpoint=True, dtype=dtype)
+            * rng.integers(2, size=(3, *shape), dtype=dtype),
+            hyper_indices=np.full((2, *shape), -peak, dtype),
         )
         for number, shape in enumerate(shapes)
     ]
@@ -123,9 +143,9 @@ def test_any_shapes_and_values_come_back(shapes: Sequence[Any], peak: int, dtype
 
 
 def test_many_chunks_come_back_and_equal_images_give_equal_bytes() -> None:
-    images = [latents(number, side=240) for number in range(2)]
+    images = [latents(number, scale=40, side=900) for number in range(2)]
     objects = encode(images)
-    assert "indices/c/2" in objects
+    assert {"nonzero/c/1/0", "magnitudes/c/2", "negative/c/1", "hyper_indices/c/0/0"} <= objects.keys()
     for image, (_, indices, _) in zip(images, decode(objects), strict=True):
         np.testing.assert_array_equal(indices, image.indices)
     assert encode(images) == objects
@@ -153,6 +173,10 @@ def test_content_digest_is_that_of_values_and_shapes() -> None:
         ({"indices": np.zeros((1, 1, 1))}, r"signed integers \(C, h, w\), found float64"),
         ({"indices": np.zeros((1, 1), np.int32)}, r"found int32 \(1, 1\)"),
         ({"indices": np.zeros((1, 0, 1), np.int32)}, "found int32"),
+        (
+            {"indices": np.zeros((5, 1, 1), np.int32)},
+            r"expected 6 channels as in the first image, found \(5, 1, 1\)",
+        ),
     ],
 )
 def test_what_cannot_be_stored_is_refused(workspace: Workspace, change: dict[str, Any], message: str) -> None:

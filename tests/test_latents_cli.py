@@ -111,7 +111,7 @@ def result(
     workspace.records.create(f"results/{stage}/{key}", record)
 
 
-def file_of(workspace: Workspace, record: Any, name: str = "indices/c/0") -> Path:
+def file_of(workspace: Workspace, record: Any, name: str = "nonzero/c/0/0") -> Path:
     return Path(workspace.path(f"{record['group']}/{name}"))
 
 
@@ -160,8 +160,6 @@ def test_sizes_count_the_dtype_at_rest(workspace: Workspace, images: list[PartIm
     found = entry(workspace, KEY, [])
     expected = 2 * wide.indices.size + wide.hyper_indices.size
     assert found.total == Sizes(expected, record["totals"]["bytes"], wide.bits_y + wide.bits_z)
-    file_of(workspace, record, "indices/zarr.json").unlink()
-    assert entry(workspace, KEY, []).total.raw is None
 
 
 def test_sets_without_results_and_no_sets(workspace: Workspace, images: list[PartImage], told: Told) -> None:
@@ -253,7 +251,7 @@ def test_every_damaged_object_is_named(
 
 def test_one_missing_object_is_named(workspace: Workspace, stored: LatentSet, told: Told) -> None:
     _, record = stored.parts().items()
-    path = file_of(workspace, record[1], "offsets/c/0")
+    path = file_of(workspace, record[1], "larger/c/0")
     path.unlink()
     code, words = told("verify")
     assert code == 1
@@ -300,7 +298,7 @@ def test_whole_objects_of_other_content_are_named(
         images=record["images"][::-1]
     )
     assert "expected 1 images, found 2" in found(images=record["images"][:1])
-    objects = [row for row in record["objects"] if not row["name"].startswith("shapes/")]
+    objects = [row for row in record["objects"] if not row["name"].startswith("sizes/")]
     assert f"{place}: expected a Zarr group that decodes, found KeyError" in found(objects=objects)
 
 
@@ -351,7 +349,7 @@ def test_repair_withdraws_bad_parts_alone(
     assert "run its experiment again (small: retrellis run" in words
     now = LatentSet(workspace, KEY)
     assert now.part_names() == [good]
-    assert now.retired()[bad]["reason"].startswith("indices/c/0: expected ")
+    assert now.retired()[bad]["reason"].startswith("nonzero/c/0/0: expected ")
     now.write_part("0", images[:3])
     code, words = told("verify")
     assert (code, "missing" in words) == (0, False)
