@@ -21,11 +21,12 @@ from jobs.cluster import TaskFailed
 from jobs.experiment import QuantizeResources
 from jobs.local import image_digests
 from jobs.stage import Node, Outcome, Output, Task
+from storage.buckets import binary, buckets
 from storage.claims import Claims
 from storage.errors import StorageError
 from storage.images import ImageStore
 from storage.keys import digest
-from storage.latents import LatentError, LatentSet, buckets, prefix
+from storage.latents import LatentError, LatentSet
 from storage.parts import PartImage
 from storage.workspace import Workspace
 
@@ -64,7 +65,6 @@ def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -
 class Part(NamedTuple):
     """What one task quantizes: images of a bucket, under a claim to the digests with this binary prefix."""
 
-    bucket: str
     prefix: str
     images: list[str]
 
@@ -77,12 +77,10 @@ def compute(task: Task) -> Outcome:
     task.progress(0, len(missing), "images")
     if missing:
         bits = max(1, math.ceil(math.log2(max(1, len(digests)) / IMAGES_PER_BUCKET)))
-        parts = [
-            Part(bucket, prefix(images[0], bits), images) for bucket, images in buckets(missing, bits).items()
-        ]
+        parts = [Part(prefix, images) for prefix, images in buckets(missing, bits).items()]
         failed = _quantize(task, latents, parts, len(missing))
         # which image of a part it was shows when each is a part of its own
-        alone = [Part(part.bucket, prefix(name), [name]) for part, _ in failed for name in part.images]
+        alone = [Part(binary(name), [name]) for part, _ in failed for name in part.images]
         if alone:
             failed = _quantize(task, latents, alone, len(missing))
             if len(latents.missing(digests)) == len(digests):
@@ -127,7 +125,7 @@ def _quantize(task: Task, latents: LatentSet, parts: list[Part], total: int) -> 
                     raise result.as_one_of(
                         f"more than {limit} images failed (resources.quantize.max_failures)"
                     )
-        parts = [part for part in claimed if latents.missing(part.images)]
+        parts = [part for part in claimed if latents.missing(part.images, part.prefix)]
         done += _count(claimed) - _count(parts)
         if parts:
             if not told:
@@ -159,9 +157,9 @@ def quantize_part(
     workspace = Workspace.open(root)
     latents = LatentSet(workspace, key)
     with Claims(workspace, f"claims/{key}").hold(part.prefix) as held:
-        if held and (missing := latents.missing(part.images)):
+        if held and (missing := latents.missing(part.images, part.prefix)):
             images = _quantized(workspace, missing, codec_blob, tables_blob, settings)
-            latents.write_part(part.bucket, images)
+            latents.write_part(part.prefix, images)
     return held
 
 
@@ -193,7 +191,7 @@ def _quantized(
                 coded.hyper_indices,
                 bits_y=coded.bits_y,
                 bits_z=coded.bits_z,
-                note={"squared_error": coded.squared_error},
+                squared_error=coded.squared_error,
             )
         )
     return images
@@ -208,22 +206,22 @@ def refinement(settings: Mapping[str, Any]) -> Refinement | None:
 
 def _outcome(latents: LatentSet, digests: list[str], computed: int) -> Outcome:
     """What is there of these images; those given up are named, so that whoever reads the set leaves them out, too."""
-    known = latents.images()
-    whole = [name for name in digests if name in known]
+    latents.compact()
+    table = latents.images()
+    found = table.find(digests)
+    whole = [name for name, row in zip(digests, found, strict=True) if row >= 0]
     if not whole:
         raise LatentError(
             f"expected latents of {len(digests)} images, found all given up before: "
             f"`retrellis latents show {latents.key[:8]}` says why"
         )
-    rows = [known[name][1] for name in whole]
-    bits = sum(row["bits_y"] + row["bits_z"] for row in rows)
-    pixels = sum(row["height"] * row["width"] for row in rows)
-    samples = sum(math.prod(row["shape"]) for row in rows)
-    mse = sum(row["note"]["squared_error"] for row in rows) / samples
+    rows = found[found >= 0]
+    bits = table.total("bits_y", rows) + table.total("bits_z", rows)
+    mse = table.total("squared_error", rows) / table.total("samples", rows)
     note: dict[str, Any] = {
         "set": latents.key,
         "images": len(whole),
-        "bpp": round(bits / pixels, 6),
+        "bpp": round(bits / table.total("pixels", rows), 6),
         "latent_mse": round(mse, 8),
     }
     summary = {"images": len(whole), "quantized_now": computed, "bpp": note["bpp"]}

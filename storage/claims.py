@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from obstore.exceptions import BaseError
 
+from storage.buckets import meet
 from storage.errors import StorageError
 from storage.keys import canonical_json
 from storage.objects import Objects
@@ -88,7 +89,7 @@ class Claims:
         for name, modified_s in self._objects.list_modified(self._folder).items():
             bucket, _, number = name.rpartition("/")[2].rpartition(".")
             theirs = bucket.partition("-")[2]
-            if number.isdecimal() and (theirs.startswith(prefix) or prefix.startswith(theirs)):
+            if number.isdecimal() and meet(theirs, prefix):
                 found.append(_Claim(name, theirs, int(number), modified_s))
         return found
 

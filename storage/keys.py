@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -27,6 +27,15 @@ def canonical_json(value: object) -> bytes:
 def digest(value: object) -> str:
     """SHA-256 of `canonical_json(value)`, 64 hex digits."""
     return sha256(canonical_json(value))
+
+
+def digest_of_pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    """`digest` of a list of pairs of strings, without ever holding the list's JSON."""
+    hasher = hashlib.sha256(b"[")
+    for count, pair in enumerate(pairs):
+        hasher.update((b"," if count else b"") + canonical_json(pair))
+    hasher.update(b"]")
+    return hasher.hexdigest()
 
 
 def sha256(data: bytes) -> str:

@@ -19,17 +19,21 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import zarr
 
+from storage.buckets import meet
 from storage.errors import StorageError
-from storage.keys import digest, sha256
+from storage.image_table import ImageTable
+from storage.keys import digest, digest_of_pairs, sha256
 from storage.parts import PartImage, content_digest, decode, encode, integer_bytes
 from storage.workspace import Workspace
 
 RECORD_VERSION = 2
+COMPACT_FROM = 10_000  # parts
 MISSING = "no such object"  # what is found where nothing is
 
 Record = Mapping[str, Any]
@@ -43,17 +47,18 @@ class LatentSet:
     """The latents of one codec and quantizer, in a workspace, by the set's key."""
 
     def __init__(self, workspace: Workspace, key: str) -> None:
-        """The set `key`, 64 hex digits; it need not have a part yet."""
-        self._workspace = workspace
+        """The set `key`, 64 hex digits, in a workspace; it need not have a part yet."""
+        self.workspace = workspace
         self.key = key
         self._folder = f"latents/{key}"
-        self._known: dict[str, Record] = {}  # records never change, so each is read once
+        self._known = ImageTable()  # of parts whose records were read before: these never change
 
-    def write_part(self, bucket: str, images: Sequence[PartImage], note: Record | None = None) -> Record:
+    def write_part(self, prefix: str, images: Sequence[PartImage], note: Record | None = None) -> Record:
         """Write one part: its objects first, then its record.
 
         Args:
-            bucket: the part's name begins with it, so that parts lie in the order of the images' digests.
+            prefix: binary digits with which the images' digests begin. The part's name begins with them, too: so
+                parts lie in the order of digests, and who looks for an image need not read all records.
             images: some tens; the order is kept.
             note: JSON values for the record, such as the device that computed it.
 
@@ -66,7 +71,7 @@ class LatentSet:
             ValueError: no images, one twice, or values that cannot be stored.
         """
         _check_distinct(images)
-        part = self._free_name(bucket, images)
+        part = self._free_name(prefix, images)
         attempt = uuid.uuid4().hex
         group = f"{self._folder}/{part}-{attempt}"
         objects = encode(images)
@@ -75,7 +80,7 @@ class LatentSet:
             "version": RECORD_VERSION,
             "attempt": attempt,
             "part": part,
-            "bucket": bucket,
+            "prefix": prefix,
             "group": group,
             "images": [_image_entry(image) for image in images],
             "objects": [
@@ -91,19 +96,27 @@ class LatentSet:
             },
             "note": dict(note or {}),
         }
-        if self._workspace.records.create(self._name("parts", part), record):
+        if self.workspace.records.create(self._name("parts", part), record):
             return record
-        self._workspace.delete(group)
+        self.workspace.delete(group)
         return self._record(self._name("parts", part))
 
     def parts(self) -> dict[str, Record]:
         """Records of all parts that are not retired, sorted by name. Raises RecordError."""
         return {part: self.record(part) for part in self.part_names()}
 
-    def part_names(self) -> list[str]:
-        """Sorted names of all parts that are not retired, from the names of records alone."""
+    def part_names(self, prefix: str = "") -> list[str]:
+        """Sorted names of all parts that are not retired, from the names of records alone.
+
+        Args:
+            prefix: of digests, in binary digits: only parts that can hold images with such digests.
+        """
         retired = set(self._list("retired"))
-        return [part for part in self._list("parts") if part not in retired]
+        return [
+            part
+            for part in self._list("parts")
+            if part not in retired and meet(part.partition("-")[0], prefix)
+        ]
 
     def retired(self) -> dict[str, Record]:
         """Of each part that was withdrawn the record of that: `reason`, `created_ns`. Raises RecordError."""
@@ -118,18 +131,65 @@ class LatentSet:
         """
         return self._record(self._name("parts", part))
 
-    def images(self) -> dict[str, tuple[str, Record]]:
-        """Every image's part and its entry in that part's record; of an image in two parts, the first part by name."""
-        found: dict[str, tuple[str, Record]] = {}
-        for part, record in self.parts().items():
-            for entry in record["images"]:
-                found.setdefault(entry["digest"], (part, entry))
-        return found
+    def images(self, prefix: str = "") -> ImageTable:
+        """Every image by its digest; of an image in two parts, the first part by name.
 
-    def missing(self, digests: Iterable[str]) -> list[str]:
-        """Those of the images that no part has, in their order; those given up are among them."""
-        found = self.images()
-        return [name for name in digests if name not in found]
+        Args:
+            prefix: as that of `part_names`.
+
+        Raises:
+            RecordError: a part's record cannot be read.
+        """
+        names = self.part_names(prefix)
+        known = self._known.only(names)
+        new = sorted(set(names) - set(known.parts))
+        if len(new) >= COMPACT_FROM:
+            known = self._compacted().only(names)
+            new = sorted(set(names) - set(known.parts))
+        if new:
+            known = known.extended(map(self.record, new))
+        if not prefix:
+            self._known = known
+        return known
+
+    def missing(self, digests: Iterable[str], prefix: str = "") -> list[str]:
+        """Those of the images that no part has, in their order; those given up are among them.
+
+        Args:
+            prefix: binary digits with which all their digests begin: saves reading the records of other parts.
+        """
+        names = list(digests)
+        found = self.images(prefix).find(names)
+        return [name for name, row in zip(names, found, strict=True) if row < 0]
+
+    def compact(self) -> None:
+        """Keep what records say of images as one object too, if there are many that no such object covers yet.
+
+        It saves reading, and decides nothing: where it is missing or damaged, the records are read.
+        """
+        covered = set(self._compacted().parts)
+        table = self.images()
+        if len(set(table.parts) - covered) < COMPACT_FROM:
+            return
+        data, attempt = table.to_bytes(), uuid.uuid4().hex
+        older = self._list("tables")
+        body = {"attempt": attempt, "object": f"{self._folder}/table-{attempt}.npz", "sha256": sha256(data)}
+        self.workspace.put(body["object"], data)
+        name = f"{len(table.parts):012d}-{attempt}"
+        self.workspace.records.create(self._name("tables", name), body)
+        for name in older:
+            record = self._record(self._name("tables", name))
+            self.workspace.remove(record["object"])  # readers go on with the newer one, or with records
+
+    def _compacted(self) -> ImageTable:
+        """What `compact` kept last; an empty table where there is none, or it is damaged."""
+        for name in reversed(self._list("tables")):
+            record = self._record(self._name("tables", name))
+            with suppress(FileNotFoundError):
+                data = self.workspace.get(record["object"])
+                if sha256(data) == record["sha256"]:
+                    return ImageTable.from_bytes(data)
+        return ImageTable()
 
     def give_up(self, name: str, reason: str) -> None:
         """Record that an image cannot be quantized, and why; one that a part holds later counts all the same."""
@@ -138,8 +198,8 @@ class LatentSet:
     def given_up(self) -> dict[str, Record]:
         """The records of images given up, by digest, less those that a part holds."""
         names = self._list("failed")
-        known = self.images() if names else {}
-        return {name: self._record(self._name("failed", name)) for name in names if name not in known}
+        missing = self.missing(names) if names else []
+        return {name: self._record(self._name("failed", name)) for name in missing}
 
     def content_digest(self, digests: Iterable[str]) -> str:
         """Digest of what the set says of these images, whatever the parts they lie in: 64 hex digits.
@@ -147,15 +207,15 @@ class LatentSet:
         Raises:
             LatentError: an image is missing.
         """
-        found = self.images()
+        table = self.images()
         wanted = sorted(set(digests))
-        absent = [name for name in wanted if name not in found]
-        if absent:
+        rows = table.find(wanted)
+        if len(absent := np.flatnonzero(rows < 0)):
             raise LatentError(
                 f"{self._folder}: expected the latents of {len(wanted)} images, {len(absent)} are missing, such as "
-                f"{absent[0]}. Run quantize again; its report says which images failed and why."
+                f"{wanted[absent[0]]}. Run quantize again; its report says which images failed and why."
             )
-        return digest([[name, found[name][1]["content"]] for name in wanted])
+        return digest_of_pairs(table.contents(rows))
 
     def read_part(self, part: str) -> list[PartImage]:
         """All images of a part; their integers have the dtype at rest, int8 or int16.
@@ -164,11 +224,11 @@ class LatentSet:
             LatentError: the part is not recorded (or retired), or one of its objects is missing or damaged. Nothing
                 of a damaged part is returned.
         """
-        record = self.parts().get(part)
-        if record is None:
+        if part not in self.part_names():
             raise LatentError(
                 f"{self._folder}: expected a recorded part {part!r}, found none. Run quantize again."
             )
+        record = self.record(part)
         objects = {entry["name"]: self._verified(part, record["group"], entry) for entry in record["objects"]}
         return [
             PartImage(
@@ -179,7 +239,7 @@ class LatentSet:
                 hyper_indices=hyper_indices,
                 bits_y=entry["bits_y"],
                 bits_z=entry["bits_z"],
-                note=entry["note"],
+                squared_error=entry["squared_error"],
             )
             for entry, (name, indices, hyper_indices) in zip(record["images"], decode(objects), strict=True)
         ]
@@ -195,7 +255,7 @@ class LatentSet:
             raise LatentError(
                 f"{self._folder}: expected image {name} in a part, found none. Run quantize again."
             )
-        return next(image for image in self.read_part(found[0]) if image.digest == name)
+        return next(image for image in self.read_part(found.part) if image.digest == name)
 
     def read_many(self, digests: Sequence[str]) -> Iterator[PartImage]:
         """Images in the given order; a part is read when the first of its images comes, and kept for the others.
@@ -206,14 +266,14 @@ class LatentSet:
             LatentError: as `read_part`.
         """
         places = self.images()
-        wanted = Counter(places[name][0] for name in digests if name in places)
+        wanted = Counter(places[name].part for name in digests if name in places)
         held: dict[str, dict[str, PartImage]] = {}
         for name in digests:
             if name not in places:
                 raise LatentError(
                     f"{self._folder}: expected image {name} in a part, found none. Run quantize again."
                 )
-            part = places[name][0]
+            part = places[name].part
             if part not in held:
                 held[part] = {image.digest: image for image in self.read_part(part)}
             yield held[part][name]
@@ -241,15 +301,15 @@ class LatentSet:
     def _put(self, group: str, objects: Mapping[str, bytes]) -> None:
         try:
             for name, data in objects.items():
-                self._workspace.put(f"{group}/{name}", data)
+                self.workspace.put(f"{group}/{name}", data)
         except StorageError:
-            self._workspace.delete(group)  # nobody knows of it, and it may have filled the disk
+            self.workspace.delete(group)  # nobody knows of it, and it may have filled the disk
             raise
 
     def _verified(self, part: str, group: str, entry: Record) -> bytes:
-        data, found = examine(self._workspace, group, entry)
+        data, found = examine(self.workspace, group, entry)
         if found:
-            place = self._workspace.path(f"{group}/{entry['name']}")
+            place = self.workspace.path(f"{group}/{entry['name']}")
             raise LatentError(
                 f"part {part} is damaged at {place}: expected {recorded(entry)}, found {found}. Restore it from a "
                 f"backup, or withdraw the part (`retrellis latents retire {self.key[:8]} {part} --reason …`) and run "
@@ -257,9 +317,9 @@ class LatentSet:
             )
         return data
 
-    def _free_name(self, bucket: str, images: Sequence[PartImage]) -> str:
+    def _free_name(self, prefix: str, images: Sequence[PartImage]) -> str:
         """The same for the same images, unless parts of that name were retired: then the next number."""
-        base = f"{bucket}-{digest(sorted(image.digest for image in images))[:16]}"
+        base = f"{prefix}-{digest(sorted(image.digest for image in images))[:16]}"
         retired = set(self._list("retired"))
         number = 0
         while f"{base}.{number}" in retired:
@@ -268,23 +328,21 @@ class LatentSet:
 
     def _note(self, kind: str, name: str, reason: str) -> None:
         body = {"attempt": uuid.uuid4().hex, "reason": reason, "created_ns": time.time_ns()}
-        self._workspace.records.create(self._name(kind, name), body)
+        self.workspace.records.create(self._name(kind, name), body)
 
     def _name(self, kind: str, name: str) -> str:
         return f"{self._folder}/{kind}/{name}"
 
     def _list(self, kind: str) -> list[str]:
-        return [name.rpartition("/")[2] for name in self._workspace.records.list(f"{self._folder}/{kind}")]
+        return [name.rpartition("/")[2] for name in self.workspace.records.list(f"{self._folder}/{kind}")]
 
     def _record(self, name: str) -> Record:
-        if name not in self._known:
-            record = self._workspace.records.get(name)
-            if record is None:
-                raise LatentError(
-                    f"expected the record {name!r}, which was there a moment ago: it has been deleted."
-                )
-            self._known[name] = record
-        return self._known[name]
+        record = self.workspace.records.get(name)
+        if record is None:
+            raise LatentError(
+                f"expected the record {name!r}, which was there a moment ago: it has been deleted."
+            )
+        return record
 
 
 def recorded(entry: Record) -> str:
@@ -311,31 +369,6 @@ def examine(workspace: Workspace, group: str, entry: Record) -> tuple[bytes, str
     return data, ""
 
 
-def buckets(digests: Iterable[str], bits: int) -> dict[str, list[str]]:
-    """Share images out by the leading bits of their digests.
-
-    Args:
-        bits: 0 (one bucket) to 32.
-
-    Returns:
-        Sorted distinct digests by bucket, named by its number in hex; empty buckets are left out. All of one bucket
-        come before all of the next.
-    """
-    if not 0 <= bits <= 32:
-        raise ValueError(f"expected 0 to 32 bits for the buckets, found {bits}")
-    digits = max(1, -(-bits // 4))
-    shared: dict[str, list[str]] = {}
-    for name in sorted(set(digests)):
-        number = int(name[:8], 16) >> (32 - bits)
-        shared.setdefault(f"{number:0{digits}x}", []).append(name)
-    return shared
-
-
-def prefix(name: str, bits: int = 32) -> str:
-    """The first `bits` binary digits of a digest, 32 at most."""
-    return f"{int(name[:8], 16):032b}"[:bits]
-
-
 def _check_distinct(images: Sequence[PartImage]) -> None:
     counts = Counter(image.digest for image in images)
     if not images or max(counts.values()) > 1:
@@ -353,7 +386,7 @@ def _image_entry(image: PartImage) -> dict[str, Any]:
         "content": content_digest(image),
         "bits_y": float(image.bits_y),
         "bits_z": float(image.bits_z),
-        "note": dict(image.note),
+        "squared_error": float(image.squared_error),
     }
 
 

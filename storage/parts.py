@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,8 +45,7 @@ class PartImage:
         indices: shape (C, h, w), integers within ±32767.
         hyper_indices: shape (N, h', w'), integers within ±32767.
         bits_y: rate of `indices`, in bits; `bits_z` that of `hyper_indices`.
-        note: JSON values a later stage wants to know without reading the latents, such as the squared error and
-            the count of samples per σ level.
+        squared_error: Σ(ŷ − y)² over all latents.
     """
 
     digest: str
@@ -56,7 +55,7 @@ class PartImage:
     hyper_indices: Integers
     bits_y: float
     bits_z: float
-    note: Mapping[str, Any] = field(default_factory=dict)
+    squared_error: float
 
 
 def content_digest(image: PartImage) -> str:

@@ -100,7 +100,7 @@ def _content_faults(workspace: Workspace, record: Record, objects: dict[str, byt
         yield Fault(part, "content", place, f"{len(record['images'])} images", f"{len(images)}")
         return
     for row, (image, (name, indices, hyper_indices)) in enumerate(zip(record["images"], images, strict=True)):
-        content = content_digest(PartImage(name, 0, 0, indices, hyper_indices, 0.0, 0.0))
+        content = content_digest(PartImage(name, 0, 0, indices, hyper_indices, 0.0, 0.0, 0.0))
         if name != image["digest"]:
             yield Fault(part, "content", place, f"image {image['digest']} in row {row}", f"image {name}")
         elif content != image["content"]:

@@ -67,7 +67,7 @@ def test_what_another_run_holds_is_waited_for(
         assert not run.done()
         assert quantized_images(lab).total() == 0
         for part, record in theirs.parts().items():
-            ours.write_part(record["bucket"], theirs.read_part(part))
+            ours.write_part(record["prefix"], theirs.read_part(part))
         said = run.result(timeout=30)
     assert "another run is at work on 6 of these images" in said
     assert lab.record("quantize", quantizer="urq")["outputs"]["latents"]["digest"] == done["digest"]

@@ -1,0 +1,33 @@
+"""Buckets of images: binary prefixes of their digests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def buckets(digests: Iterable[str], bits: int) -> dict[str, list[str]]:
+    """Share images out by the leading bits of their digests.
+
+    Args:
+        bits: 0 (one bucket) to 32.
+
+    Returns:
+        Sorted distinct digests by bucket, named by those bits; empty buckets are left out. All of one bucket come
+        before all of the next.
+    """
+    if not 0 <= bits <= 32:
+        raise ValueError(f"expected 0 to 32 bits for the buckets, found {bits}")
+    shared: dict[str, list[str]] = {}
+    for name in sorted(set(digests)):
+        shared.setdefault(binary(name, bits), []).append(name)
+    return shared
+
+
+def binary(name: str, bits: int = 32) -> str:
+    """The first `bits` binary digits of a digest, 32 at most."""
+    return f"{int(name[:8], 16):032b}"[:bits]
+
+
+def meet(one: str, other: str) -> bool:
+    """Whether a digest can begin with both of two binary prefixes: one begins with the other."""
+    return one.startswith(other) or other.startswith(one)

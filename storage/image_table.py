@@ -1,0 +1,139 @@
+"""What the records of a latent set say of its images, in 108 bytes each: a driver holds a million of them.
+
+Rows are sorted by digest, those of one image by the name of its part: of an image in two parts, the first part counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+_ROW = np.dtype(
+    [
+        ("digest", "S32"),
+        ("content", "S32"),
+        ("bits_y", "f8"),
+        ("bits_z", "f8"),
+        ("squared_error", "f8"),
+        ("pixels", "i8"),
+        ("samples", "i8"),
+        ("part", "i4"),
+    ]
+)
+
+Record = Mapping[str, Any]
+Positions = npt.NDArray[np.intp]
+
+
+class Row(NamedTuple):
+    """One image: its part, the digest of its latents, and what its part's record says of it."""
+
+    part: str
+    content: str
+    bits_y: float
+    bits_z: float
+    squared_error: float
+    pixels: int
+    samples: int  # of its indices
+
+
+class ImageTable(Mapping[str, Row]):
+    """Images by digest.
+
+    Attributes:
+        parts: names of the parts whose images these are.
+    """
+
+    def __init__(self, parts: Sequence[str] = (), rows: npt.NDArray[np.void] | None = None) -> None:
+        """Use `extended` and `from_bytes`."""
+        self.parts = list(parts)
+        self._rows = np.empty(0, _ROW) if rows is None else rows
+        names = self._rows["digest"]
+        self._firsts: Positions = np.flatnonzero(np.append(True, names[1:] != names[:-1])[: len(names)])
+
+    def extended(self, records: Iterable[Record]) -> ImageTable:
+        """With the images of more parts, by their records."""
+        parts, rows = list(self.parts), [self._rows]
+        for record in records:
+            entries = [_row(entry, len(parts)) for entry in record["images"]]
+            rows.append(np.array(entries, _ROW))
+            parts.append(record["part"])
+        return ImageTable(parts, _sorted(parts, np.concatenate(rows)))
+
+    def only(self, parts: Iterable[str]) -> ImageTable:
+        """Without the images of other parts."""
+        wanted = set(parts)
+        kept = [number for number, part in enumerate(self.parts) if part in wanted]
+        if len(kept) == len(self.parts):
+            return self
+        numbers = np.full(len(self.parts), -1, np.int32)
+        numbers[kept] = np.arange(len(kept))
+        rows = self._rows[numbers[self._rows["part"]] >= 0]
+        rows["part"] = numbers[rows["part"]]
+        return ImageTable([self.parts[number] for number in kept], rows)
+
+    def find(self, digests: Iterable[str]) -> Positions:
+        """The row of each image; -1 where no part has it."""
+        wanted = np.array([bytes.fromhex(name) for name in digests], "S32")
+        if not len(self._rows):
+            return np.full(len(wanted), -1)
+        found = np.searchsorted(self._rows["digest"], wanted)
+        found[found == len(self._rows)] = 0
+        return np.where(self._rows["digest"][found] == wanted, found, -1)
+
+    def total(self, column: str, rows: Positions) -> float:
+        """The sum of a column of numbers over some rows."""
+        return float(self._rows[column][rows].sum())
+
+    def contents(self, rows: Positions) -> Iterator[tuple[str, str]]:
+        """Of some rows, each image's digest and the digest of its latents."""
+        for row in rows:
+            yield _hex(self._rows["digest"][row]), _hex(self._rows["content"][row])
+
+    def to_bytes(self) -> bytes:
+        """As one .npz file, which NumPy alone reads."""
+        stream = io.BytesIO()
+        np.savez(stream, parts=np.array(self.parts, "S"), rows=self._rows)
+        return stream.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ImageTable:
+        """Back from `to_bytes`."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return cls([name.decode() for name in arrays["parts"].tolist()], arrays["rows"])
+
+    def __len__(self) -> int:
+        return len(self._firsts)
+
+    def __iter__(self) -> Iterator[str]:
+        """The digests, sorted."""
+        return (_hex(name) for name in self._rows["digest"][self._firsts])
+
+    def __getitem__(self, name: str) -> Row:
+        (position,) = self.find([name])
+        if position < 0:
+            raise KeyError(name)
+        _, content, bits_y, bits_z, error, pixels, samples, part = self._rows[position].tolist()
+        return Row(self.parts[part], _hex(content), bits_y, bits_z, error, pixels, samples)
+
+
+def _row(entry: Record, part: int) -> tuple[Any, ...]:
+    numbers = (entry["bits_y"], entry["bits_z"], entry["squared_error"])
+    channels, height, width = entry["shape"]
+    digests = (bytes.fromhex(entry["digest"]), bytes.fromhex(entry["content"]))
+    return (*digests, *numbers, entry["height"] * entry["width"], channels * height * width, part)
+
+
+def _sorted(parts: Sequence[str], rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    rank = np.empty(len(parts), np.int32)
+    rank[np.argsort(np.array(parts, "S"))] = np.arange(len(parts))
+    return rows[np.lexsort((rank[rows["part"]], rows["digest"]))]
+
+
+def _hex(digest: bytes) -> str:
+    return digest.ljust(hashlib.sha256().digest_size, b"\0").hex()  # NumPy drops zeros at the end

@@ -1,0 +1,146 @@
+"""A set's images by its records: as a dictionary has them, with and without a compacted table, whatever is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import storage.latents
+from storage.image_table import ImageTable, Row
+from storage.keys import digest, digest_of_pairs
+from storage.latents import LatentSet
+from storage.workspace import Workspace
+from tests.test_latents import KEY, latents
+
+DIGESTS = st.integers(0, 5).map(lambda number: bytes([number] * 31 + [number % 3]).hex())  # some end in zeros
+RECORDS = st.dictionaries(st.sampled_from("abcdefgh"), st.sets(DIGESTS, max_size=4), max_size=6)
+
+
+def record(part: str, digests: Sequence[str]) -> dict[str, Any]:
+    """As much of a part's record as a table reads."""
+    images = [
+        {
+            "digest": name,
+            "content": digest([part, name]),
+            "height": 3,
+            "width": 5,
+            "shape": [2, 1, 7],
+            "bits_y": float(ord(part)),
+            "bits_z": 0.5,
+            "squared_error": 0.25,
+        }
+        for name in digests
+    ]
+    return {"part": part, "images": images}
+
+
+@given(RECORDS, st.sets(st.sampled_from("abcdefgh")), st.lists(DIGESTS))
+def test_a_table_is_the_dictionary_of_first_parts(
+    parts: dict[str, set[str]], only: set[str], wanted: list[str]
+) -> None:
+    records = [record(part, sorted(digests)) for part, digests in parts.items()]
+    half = len(records) // 2
+    table = ImageTable().extended(records[:half]).extended(records[half:])
+    for found, kept in (
+        (table, parts),
+        (ImageTable.from_bytes(table.only(only).to_bytes()), only & parts.keys()),
+    ):
+        expected: dict[str, Row] = {}
+        for part in sorted(kept):
+            for name in parts[part]:
+                expected.setdefault(
+                    name, Row(part, digest([part, name]), float(ord(part)), 0.5, 0.25, 15, 14)
+                )
+        assert list(found.items()) == sorted(expected.items())
+        rows = found.find(wanted)
+        assert [row >= 0 for row in rows] == [name in expected for name in wanted]
+        there = [name for name in wanted if name in expected]
+        assert found.total("bits_y", rows[rows >= 0]) == sum(expected[name].bits_y for name in there)
+        assert list(found.contents(rows[rows >= 0])) == [(name, expected[name].content) for name in there]
+        assert sorted(found.parts) == sorted(kept)
+
+
+@given(st.lists(st.tuples(st.text(), st.text())))
+def test_pairs_have_the_digest_of_their_list(pairs: list[tuple[str, str]]) -> None:
+    assert digest_of_pairs(iter(pairs)) == digest(pairs)
+
+
+@pytest.fixture
+def compacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LatentSet:
+    """A set of which a table covers three parts of four; the fourth holds one of their images again."""
+    monkeypatch.setattr(storage.latents, "COMPACT_FROM", 3)
+    stored = LatentSet(Workspace.open(str(tmp_path)), KEY)
+    for number in range(2):
+        stored.write_part("0", [latents(number)])
+    stored.compact()
+    assert tables(stored) == []  # two are few
+    stored.write_part("0", [latents(2)])
+    stored.compact()
+    stored.compact()
+    assert len(tables(stored)) == 1
+    stored.write_part("1", [latents(0), latents(3)])
+    return stored
+
+
+def tables(stored: LatentSet) -> list[Path]:
+    return list(Path(stored.workspace.root, "latents", KEY).glob("table-*"))
+
+
+def fresh(stored: LatentSet) -> LatentSet:
+    return LatentSet(stored.workspace, KEY)
+
+
+def test_a_compacted_set_is_the_set_of_its_records(
+    compacted: LatentSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [latents(number).digest for number in range(4)]
+    with monkeypatch.context() as patch:
+        read: list[str] = []
+        body = LatentSet.record
+        patch.setattr(LatentSet, "record", lambda self, part: read.append(part) or body(self, part))
+        found = fresh(compacted).images()
+        assert [part[0] for part in read] == ["1"]  # the others' records were not read
+    (table,) = tables(compacted)
+    whole = table.read_bytes()
+    for change in (whole[:-1] + b"?", whole[:100], b""):
+        table.write_bytes(change)
+        assert dict(fresh(compacted).images()) == dict(found)
+    table.unlink()
+    assert dict(fresh(compacted).images()) == dict(found)
+    assert sorted(found) == sorted(names)
+
+
+def test_a_withdrawn_part_does_not_come_back_from_a_table(compacted: LatentSet) -> None:
+    for part in fresh(compacted).part_names("0"):
+        compacted.retire(part, "a test")
+    assert fresh(compacted).missing([latents(number).digest for number in range(4)]) == [
+        latents(1).digest,
+        latents(2).digest,
+    ]
+
+
+def test_a_newer_table_takes_the_place_of_the_older(compacted: LatentSet) -> None:
+    (older,) = tables(compacted)
+    for number in (4, 5):
+        compacted.write_part("1", [latents(number)])
+    compacted.compact()
+    (newer,) = tables(compacted)
+    assert newer != older
+    assert len(fresh(compacted).images()) == 6
+
+
+def test_who_knows_a_prefix_reads_no_other_record(compacted: LatentSet) -> None:
+    names = [latents(number).digest for number in range(4)]
+    one = fresh(compacted)
+    compacted.write_part("10", [latents(7)])
+    Path(one.workspace.root, "records/latents", KEY, "parts", f"{one.part_names('0')[0]}.json").write_text(
+        "torn"
+    )
+    assert one.missing([*names, latents(7).digest], "101") == [names[1], names[2]]
+    assert len(one.part_names("1")) == len(one.part_names("10")) == 2
+    assert len(one.part_names("0")) == 3
