@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_SHELF_BITS = 12
+
 
 def buckets(digests: Iterable[str], bits: int) -> dict[str, list[str]]:
     """Share images out by the leading bits of their digests.
@@ -26,6 +28,14 @@ def buckets(digests: Iterable[str], bits: int) -> dict[str, list[str]]:
 def binary(name: str, bits: int = 32) -> str:
     """The first `bits` binary digits of a digest, 32 at most."""
     return f"{int(name[:8], 16):032b}"[:bits]
+
+
+def shelf(prefix: str) -> str:
+    """The folder in which records of a bucket lie: one of 4096, or that of the few buckets too wide for any of these.
+
+    Who looks for images lists one or two folders, however many there are.
+    """
+    return f"{int(prefix[:_SHELF_BITS], 2):03x}" if len(prefix) >= _SHELF_BITS else "wide"
 
 
 def meet(one: str, other: str) -> bool:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from storage.buckets import meet
+from storage.buckets import meet, shelf
 from storage.errors import StorageError
 from storage.image_table import ImageTable
 from storage.keys import digest, digest_of_pairs, sha256
@@ -96,10 +96,10 @@ class LatentSet:
             },
             "note": dict(note or {}),
         }
-        if self.workspace.records.create(self._name("parts", part), record):
+        if self.workspace.records.create(self.record_name(part), record):
             return record
         self.workspace.delete(group)
-        return self._record(self._name("parts", part))
+        return self.record(part)
 
     def parts(self) -> dict[str, Record]:
         """Records of all parts that are not retired, sorted by name. Raises RecordError."""
@@ -111,12 +111,10 @@ class LatentSet:
         Args:
             prefix: of digests, in binary digits: only parts that can hold images with such digests.
         """
+        shelves = {shelf(""), shelf(prefix)} if shelf(prefix) != shelf("") else {""}
+        names = sorted(name for place in shelves for name in self._list(f"parts/{place}".rstrip("/")))
         retired = set(self._list("retired"))
-        return [
-            part
-            for part in self._list("parts")
-            if part not in retired and meet(part.partition("-")[0], prefix)
-        ]
+        return [name for name in names if name not in retired and meet(_prefix(name), prefix)]
 
     def retired(self) -> dict[str, Record]:
         """Of each part that was withdrawn the record of that: `reason`, `created_ns`. Raises RecordError."""
@@ -129,7 +127,11 @@ class LatentSet:
             LatentError: there is none.
             RecordError: it cannot be read.
         """
-        return self._record(self._name("parts", part))
+        return self._record(self.record_name(part))
+
+    def record_name(self, part: str) -> str:
+        """The name of a part's record."""
+        return f"{self._folder}/parts/{shelf(_prefix(part))}/{part}"
 
     def images(self, prefix: str = "") -> ImageTable:
         """Every image by its digest; of an image in two parts, the first part by name.
@@ -367,6 +369,11 @@ def examine(workspace: Workspace, group: str, entry: Record) -> tuple[bytes, str
     if len(data) != entry["size"] or sha256(data) != entry["sha256"]:
         return data, f"{len(data):,} bytes of SHA-256 {sha256(data)}"
     return data, ""
+
+
+def _prefix(part: str) -> str:
+    """The binary digits with which digests of a part's images begin, by its name."""
+    return part.partition("-")[0]
 
 
 def _check_distinct(images: Sequence[PartImage]) -> None:

@@ -51,7 +51,7 @@ def verify(workspace: Workspace, key: str) -> Iterator[PartCheck]:
         try:
             record = latents.record(part)
         except StorageError as error:
-            place = workspace.path(f"records/latents/{key}/parts/{part}.json")
+            place = workspace.path(f"records/{latents.record_name(part)}.json")
             found = f"what cannot be read ({error})" if isinstance(error, RecordError) else "none"
             yield PartCheck(part, 0, 0, [Fault(part, "record", place, "a part's record", found)])
             continue

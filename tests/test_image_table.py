@@ -138,9 +138,31 @@ def test_who_knows_a_prefix_reads_no_other_record(compacted: LatentSet) -> None:
     names = [latents(number).digest for number in range(4)]
     one = fresh(compacted)
     compacted.write_part("10", [latents(7)])
-    Path(one.workspace.root, "records/latents", KEY, "parts", f"{one.part_names('0')[0]}.json").write_text(
-        "torn"
-    )
+    Path(
+        one.workspace.root, "records/latents", KEY, "parts/wide", f"{one.part_names('0')[0]}.json"
+    ).write_text("torn")
     assert one.missing([*names, latents(7).digest], "101") == [names[1], names[2]]
     assert len(one.part_names("1")) == len(one.part_names("10")) == 2
     assert len(one.part_names("0")) == 3
+
+
+def test_narrow_buckets_lie_on_shelves(tmp_path: Path) -> None:
+    stored = LatentSet(Workspace.open(str(tmp_path)), KEY)
+    for prefix, number in (
+        ("0", 1),
+        ("0" * 11, 2),
+        ("0" * 12, 3),
+        ("0" * 20, 4),
+        ("0" * 11 + "1", 5),
+        ("1" * 20, 6),
+    ):
+        stored.write_part(prefix, [latents(number)])
+    records = Path(tmp_path, "records/latents", KEY, "parts")
+    assert sorted(path.name for path in records.iterdir()) == ["000", "001", "fff", "wide"]
+    assert len(stored.images()) == 6
+    torn = next((records / "fff").iterdir())
+    torn.write_text("torn")
+    names = [latents(number).digest for number in range(1, 7)]
+    assert stored.missing(names, "0" * 14) == names[4:]
+    assert stored.missing(names, "0" * 32) == names[4:]
+    assert stored.missing(names, "0" * 11) == names[5:]

@@ -279,7 +279,7 @@ def test_whole_objects_of_other_content_are_named(
 ) -> None:
     """The record agrees with its objects, but not with what they hold."""
     record = dict(LatentSet(workspace, KEY).write_part("0", images[:2]))
-    name = f"records/latents/{KEY}/parts/{record['part']}.json"
+    name = f"records/latents/{KEY}/parts/wide/{record['part']}.json"
     place = workspace.path(record["group"])
 
     def found(**change: Any) -> str:
@@ -323,7 +323,7 @@ def test_a_torn_record_is_bad_and_can_be_withdrawn(
     workspace: Workspace, stored: LatentSet, told: Told
 ) -> None:
     part = stored.part_names()[0]
-    file = Path(workspace.path(f"records/latents/{KEY}/parts/{part}.json"))
+    file = Path(workspace.path(f"records/latents/{KEY}/parts/wide/{part}.json"))
     file.write_bytes(file.read_bytes()[:40])
     code, words = told("verify")
     assert code == 1
