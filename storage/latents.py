@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from storage.errors import StorageError
+from storage.errors import StorageError, StorageFull
 from storage.keys import digest, sha256
 from storage.parts import PartImage, content_digest, decode, encode
 from storage.workspace import Workspace
@@ -96,7 +96,8 @@ class LatentSet:
 
     def parts(self) -> dict[str, Record]:
         """Records of all parts that are not retired, sorted by name. Raises RecordError."""
-        return {part: self.record(part) for part in self.part_names()}
+        names = self.part_names()
+        return dict(zip(names, self._workspace.each(self.record, names), strict=True))
 
     def part_names(self) -> list[str]:
         """Sorted names of all parts that are not retired, from the names of records alone."""
@@ -167,7 +168,9 @@ class LatentSet:
             raise LatentError(
                 f"{self._folder}: expected a recorded part {part!r}, found none. Run quantize again."
             )
-        objects = {entry["name"]: self._verified(part, record["group"], entry) for entry in record["objects"]}
+        entries = record["objects"]
+        read = self._workspace.each(lambda entry: self._verified(part, record["group"], entry), entries)
+        objects = {entry["name"]: data for entry, data in zip(entries, read, strict=True)}
         return [
             PartImage(
                 digest=name,
@@ -238,9 +241,8 @@ class LatentSet:
 
     def _put(self, group: str, objects: Mapping[str, bytes]) -> None:
         try:
-            for name, data in objects.items():
-                self._workspace.put(f"{group}/{name}", data)
-        except StorageError:
+            self._workspace.each(lambda name: self._workspace.put(f"{group}/{name}", objects[name]), objects)
+        except StorageFull:
             self._workspace.delete(group)  # nobody knows of it, and it may have filled the disk
             raise
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import ray
 from laboratory import Lab
+
+from storage.objects import Objects
+
+if TYPE_CHECKING:
+    from s3_server import S3Server
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +35,39 @@ def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     yield context.address_info["address"]
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """An S3 server on loopback, with no bucket yet."""
+    from s3_server import S3Server
+
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new bucket's URL, which this process and those that it starts can reach."""
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    s3_server.make_bucket(name)
+    for variable, value in s3_server.environment.items():
+        monkeypatch.setenv(variable, value)
+    return f"s3://{name}"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The root of a new store: what is promised of one holds in a local folder and on an S3 server alike."""
+    folder = request.param == "folder"
+    return str(tmp_path / "root") if folder else f"{request.getfixturevalue('bucket')}/root"
+
+
+@pytest.fixture
+def objects(place: str) -> Objects:
+    """The objects of a new store."""
+    return Objects(place)
 
 
 @pytest.fixture(scope="session")
