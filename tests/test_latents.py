@@ -53,8 +53,8 @@ def assert_equal(found: PartImage, expected: PartImage) -> None:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(str(tmp_path))
+def workspace(place: str) -> Workspace:
+    return Workspace.open(place)
 
 
 def test_part_comes_back(workspace: Workspace) -> None:
@@ -76,7 +76,8 @@ def test_part_comes_back(workspace: Workspace) -> None:
     )
 
 
-def test_three_lines_of_plain_zarr_read_an_image(workspace: Workspace) -> None:
+def test_three_lines_of_plain_zarr_read_an_image(tmp_path: Path) -> None:
+    workspace = Workspace.open(str(tmp_path))
     images = [latents(number) for number in range(4)]
     record = LatentSet(workspace, KEY).write_part("0", images)
     for i, image in enumerate(images):
@@ -244,16 +245,17 @@ def test_damage_of_every_object_is_noticed_and_named(workspace: Workspace, kind:
     stored = LatentSet(workspace, KEY)
     record = stored.write_part("0", [latents(0), latents(1)])
     for entry in record["objects"]:
-        path = Path(workspace.path(f"{record['group']}/{entry['name']}"))
-        whole = path.read_bytes()
-        path.unlink() if kind == "missing" else path.write_bytes(damaged(whole, kind))
+        name = f"{record['group']}/{entry['name']}"
+        whole = workspace.get(name)
+        workspace.remove(name) if kind == "missing" else workspace.put(name, damaged(whole, kind))
         found = "no such object" if kind == "missing" else r"[\d,]+ bytes of SHA-256"
         expected = f"expected {entry['size']:,} bytes of SHA-256 {entry['sha256']}, found {found}"
         with pytest.raises(
-            LatentError, match=f"part {record['part']} is damaged at {path}: {expected}.*retire"
+            LatentError,
+            match=f"part {record['part']} is damaged at {workspace.path(name)}: {expected}.*retire",
         ):
             stored.read(latents(0).digest)
-        path.write_bytes(whole)
+        workspace.put(name, whole)
     assert_equal(stored.read(latents(0).digest), latents(0))
 
 
