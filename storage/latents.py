@@ -241,7 +241,11 @@ class LatentSet:
 
     def _put(self, group: str, objects: Mapping[str, bytes]) -> None:
         try:
-            self._workspace.each(lambda name: self._workspace.put(f"{group}/{name}", objects[name]), objects)
+            list(
+                self._workspace.each(
+                    lambda name: self._workspace.put(f"{group}/{name}", objects[name]), objects
+                )
+            )
         except StorageFull:
             self._workspace.delete(group)  # nobody knows of it, and it may have filled the disk
             raise

@@ -9,7 +9,8 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore
 
 from storage.durable import make_directory, write_file
-from storage.remote import explained, open_bucket
+from storage.errors import StoreError
+from storage.remote import explained, is_conflict, open_bucket
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 REQUESTS_AT_ONCE = 16  # each takes milliseconds, most of them spent waiting
+_CONFLICT_WAITS_S = (0.05, 0.2, 0.8, 3.2)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -91,11 +94,17 @@ class Objects:
         if self._folder is not None:
             return write_file(self._folder / name, data, replace=False)
         with self._asking(name):
-            try:
-                obstore.put(self.store, name, data, mode="create")
-            except AlreadyExistsError:
-                return False
-        return True
+            for wait_s in _CONFLICT_WAITS_S:
+                try:
+                    obstore.put(self.store, name, data, mode="create")
+                    return True
+                except AlreadyExistsError as error:
+                    if not is_conflict(error):
+                        return False
+                time.sleep(wait_s)
+        raise StoreError(
+            f"{self.path(name)}: expected to create it or to find it there, found others at it all the time"
+        )
 
     def get(self, name: str) -> bytes:
         """All bytes of an object. Raises FileNotFoundError."""
@@ -174,12 +183,15 @@ class Objects:
             if folder.exists():
                 shutil.rmtree(folder, onerror=_unless_others_are_at_it)
 
-    def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Sequence[Result]:
-        """What `function`, which asks the store, gives for each item, in order; several at once if it is remote."""
+    def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """What `function`, which asks the store, gives for each item, in order; of a remote store, some at once."""
         if self._folder is not None:
-            return [function(item) for item in items]
+            yield from map(function, items)
+            return
+        items = tuple(items)
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            return list(pool.map(function, items))
+            for start in range(0, len(items), REQUESTS_AT_ONCE):  # no more results than these are held
+                yield from pool.map(function, items[start : start + REQUESTS_AT_ONCE])
 
     def path(self, name: str) -> str:
         """Where an object lies, for people and for tools that open it themselves: a file's path or a URL."""

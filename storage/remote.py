@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store
 
 from storage.errors import StoreError
@@ -75,6 +75,14 @@ def open_bucket(root: str, patient: bool) -> S3Store:
             raise StoreError(f"workspace {root}: expected https://… or http://… in {name}, found {address!r}")
     with explained(root, ""):
         return S3Store.from_url(root, retry_config=PATIENT if patient else IMPATIENT)
+
+
+def is_conflict(error: AlreadyExistsError) -> bool:
+    """Whether S3 says that others write the object just now, of whom none may come to an end: one has to try again.
+
+    obstore says of this what it says of an object that is there.
+    """
+    return "status code: 409" in str(error)
 
 
 @contextmanager

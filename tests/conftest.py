@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ray_address(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator[str]:
     """Ray with 2 CPUs, started once: `Cluster` uses it in this process, and other processes can join it."""
+    os.environ |= s3_server.environment  # workers have the environment in which Ray was started
     os.environ["RETRELLIS_SCRATCH"] = str(tmp_path_factory.mktemp("scratch"))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     context = ray.init(
@@ -48,13 +49,14 @@ def s3_server() -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A new bucket's URL, which this process and those that it starts can reach."""
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A new bucket's URL, which this process and those that it starts can reach. The server's faults are mended."""
     name = f"bucket-{uuid.uuid4().hex[:8]}"
     s3_server.make_bucket(name)
     for variable, value in s3_server.environment.items():
         monkeypatch.setenv(variable, value)
-    return f"s3://{name}"
+    yield f"s3://{name}"
+    s3_server.mend()
 
 
 @pytest.fixture(params=["folder", "s3"])

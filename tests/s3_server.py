@@ -19,7 +19,7 @@ Environ = dict[str, Any]
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for: `kind` is LIST or the HTTP method, `path` begins with the bucket."""
+    """What a client asked for: `kind` is LIST, DELETE (of one or many) or the method; `path` begins with the bucket."""
 
     kind: str
     path: str
@@ -32,12 +32,14 @@ class S3Server:
         environment: the variables by which a client finds it.
         requests: all that came in.
         knows_conditions: False makes it a server that has never heard of If-None-Match.
+        fault: a status to answer a request with, such as "503 Slow Down", or "" for none.
+        loses_answers: whether what has a fault is done all the same.
     """
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # one line a request
         self.requests: list[Request] = []
-        self.knows_conditions = True
+        self.mend()
         self._backend = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -55,9 +57,15 @@ class S3Server:
         with urllib.request.urlopen(urllib.request.Request(f"{self.url}/{name}", method="PUT")):
             pass
 
-    def check_credentials(self, wanted: bool) -> None:
-        """Refuse all keys, none of which it has given out; or let everybody in, as at first."""
-        settings.INITIAL_NO_AUTH_ACTION_COUNT = 0 if wanted else float("inf")
+    def mend(self) -> None:
+        """Have no fault, and let everybody in, as at first."""
+        self.knows_conditions, self.loses_answers = True, False
+        self.fault: Callable[[Request], str] = lambda request: ""
+        settings.INITIAL_NO_AUTH_ACTION_COUNT = float("inf")
+
+    def check_credentials(self) -> None:
+        """Refuse all keys: it has given out none."""
+        settings.INITIAL_NO_AUTH_ACTION_COUNT = 0
 
     def close(self) -> None:
         self._server.shutdown()
@@ -65,10 +73,17 @@ class S3Server:
         self._server.server_close()
 
     def _answer(self, environ: Environ, start: Callable[..., Any]) -> Iterable[bytes]:
-        listing = environ["REQUEST_METHOD"] == "GET" and "list-type" in parse_qs(environ["QUERY_STRING"])
-        kind = "LIST" if listing else environ["REQUEST_METHOD"]
-        self.requests.append(Request(kind, environ["PATH_INFO"].lstrip("/")))
+        query = parse_qs(environ["QUERY_STRING"], keep_blank_values=True)
+        kind = (
+            "LIST" if "list-type" in query else "DELETE" if "delete" in query else environ["REQUEST_METHOD"]
+        )
+        request = Request(kind, environ["PATH_INFO"].lstrip("/"))
+        self.requests.append(request)
         if not self.knows_conditions:
             environ.pop("HTTP_IF_NONE_MATCH", None)
-        answer: Iterable[bytes] = self._backend(environ, start)
+        fault = self.fault(request)
+        answer: Iterable[bytes] = () if fault and not self.loses_answers else self._backend(environ, start)
+        if fault:
+            start(fault, [("Content-Length", "0")])
+            return []
         return answer

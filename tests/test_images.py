@@ -67,6 +67,8 @@ def test_images_come_back_and_a_user_reads_the_shard_with_plain_webdataset(
         np.testing.assert_array_equal(store.read(name), pixels)
         assert (store.index().images[name].height, store.index().images[name].width) == pixels.shape[:2]
 
+    for found, pixels in zip(ImageStore(workspace).read_many(images), images.values(), strict=True):
+        np.testing.assert_array_equal(found, pixels)
     (tmp_path / "shard.tar").write_bytes(workspace.get(record["object"]))
     dataset = WebDataset(str(tmp_path / "shard.tar"), shardshuffle=False)
     theirs = {sample["__key__"]: np.asarray(Image.open(io.BytesIO(sample["png"]))) for sample in dataset}
@@ -163,7 +165,8 @@ def test_damage_is_noticed_and_named(workspace: Workspace, kind: str) -> None:
     shard, entry = record["object"], record["images"][1]
     broken = damage(workspace.get(shard), entry, kind)
     workspace.remove(shard) if broken is None else workspace.put(shard, broken)
-    message = rf"image {entry['digest']} cannot be read from shard {workspace.path(shard)}, {entry['size']} bytes from .*backup"
+    place = f"{workspace.path(shard)}, {entry['size']} bytes from"
+    message = f"image {entry['digest']} cannot be read from shard {place} .*backup"
     with pytest.raises(ImageError, match=message):
         ImageStore(workspace).read(entry["digest"])
 

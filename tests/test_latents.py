@@ -241,7 +241,8 @@ def damaged(data: bytes, kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "longer", "bit flip"])
-def test_damage_of_every_object_is_noticed_and_named(workspace: Workspace, kind: str) -> None:
+def test_damage_of_every_object_is_noticed_and_named(tmp_path: Path, kind: str) -> None:
+    workspace = Workspace.open(str(tmp_path))
     stored = LatentSet(workspace, KEY)
     record = stored.write_part("0", [latents(0), latents(1)])
     for entry in record["objects"]:

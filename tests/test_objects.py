@@ -77,10 +77,10 @@ def test_one_clock_tells_when_objects_were_written(objects: Objects) -> None:
 
 def test_several_are_asked_for_at_once_and_come_in_order(objects: Objects) -> None:
     names = [f"a/{number}" for number in range(40)]
-    objects.each(lambda name: objects.put(name, name.encode()), names)
-    assert objects.each(objects.get, names) == [name.encode() for name in names]
+    assert len(list(objects.each(lambda name: objects.put(name, name.encode()), names))) == 40
+    assert list(objects.each(objects.get, names)) == [name.encode() for name in names]
     with pytest.raises(FileNotFoundError, match="a/none"):
-        objects.each(objects.get, [*names, "a/none"])
+        list(objects.each(objects.get, [*names, "a/none"]))
 
 
 @pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "../a", "a/./b", "a/..", "a b", "a#1", "a\n"])
