@@ -37,7 +37,7 @@ _FAILURES = (
         f"Set {_KEYS}, on every node that takes part",
     ),
     (
-        "region|Redirect|AuthorizationHeaderMalformed",
+        "incorrectly configured region|PermanentRedirect|AuthorizationHeaderMalformed",
         "a bucket in the region of AWS_REGION",
         "Set AWS_REGION to the one where the bucket lies",
     ),

@@ -173,6 +173,12 @@ def test_wrong_credentials(s3_server: S3Server, bucket: str, told: Told) -> None
         Objects(bucket).list("records")
 
 
+def test_a_bucket_in_another_region(s3_server: S3Server, bucket: str, told: Told) -> None:
+    s3_server.fault = lambda request: "301 Moved Permanently"
+    message = f"expected a bucket in the region of AWS_REGION at {s3_server.url}, found .*. Set AWS_REGION to the one"
+    assert_one_line(told("status"), f"workspace {bucket}/ws: {message}")
+
+
 def test_no_such_bucket_and_no_such_workspace(s3_server: S3Server, bucket: str, told: Told) -> None:
     assert_one_line(
         told("status"), f"no workspace at {bucket}/ws: expected a file workspace.json there. Name"
