@@ -130,7 +130,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(place: str) -
     newest = f"attempts/train/{KEY}/first/checkpoint-{4:09d}/{STATE}"
     workspace.put(newest, truncated(workspace.get(newest)))
     said, resumed = run(workspace, "second")
-    assert said[0].startswith(f"checkpoint {place}/{newest} cannot be used: expected a whole checkpoint, found ")
+    assert said[0].startswith(
+        f"checkpoint {place}/{newest} cannot be used: expected a whole checkpoint, found "
+    )
     assert said[1:] == ["resumed at step 2 from a checkpoint"]
     assert resumed == undisturbed
 
