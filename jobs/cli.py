@@ -52,7 +52,8 @@ AddressOption = Annotated[
 TrackingOption = Annotated[
     str | None,
     typer.Option(
-        help="MLflow tracking URI; else MLFLOW_TRACKING_URI, else a database in the workspace; 'off' for none"
+        help="MLflow tracking URI; else MLFLOW_TRACKING_URI, else a database in the workspace (for s3://, in "
+        "RETRELLIS_SCRATCH); 'off' for none"
     ),
 ]
 RetrainOption = Annotated[

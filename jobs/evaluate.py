@@ -74,7 +74,7 @@ def score_images(
     from pipeline.codec.artifact import Codec
     from pipeline.quantizers import Tables
 
-    workspace = Workspace.open(root)
+    workspace = Workspace(root)
     codec = Codec.from_bytes(workspace.blobs.get(codec_blob))
     # whatever was ingested is evaluated
     coder = ImageCoder(codec, Tables.from_bytes(workspace.blobs.get(tables_blob)), max_pixels=sys.maxsize)

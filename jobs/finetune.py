@@ -50,7 +50,7 @@ def finetune_codec(
     from pipeline.quantizers import Tables
     from pipeline.training.finetune import FinetuneSettings, FinetuneTraining
 
-    workspace = Workspace.open(place.root)
+    workspace = Workspace(place.root)
     codec = Codec.from_bytes(workspace.blobs.get(inputs["codec"]["blob"]))
     tables = Tables.from_bytes(workspace.blobs.get(inputs["tables"]["blob"]))
     arm = FinetuneSettings(**settings)

@@ -115,7 +115,7 @@ def ingest_chunk(
     """
     from pipeline.pixels import UnusableImage, canonical_pixels
 
-    store = ImageStore(Workspace.open(root))
+    store = ImageStore(Workspace(root))
     sources, pixels, unreadable = [], {}, {}
     for file in files:
         source = _source(file, settings)

@@ -48,6 +48,7 @@ class Account:
             "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
         self.results: Mapping[str, Record] = {}
+        self._known: dict[str, Record] = {}
 
     def commit(self) -> bool:
         """Create the record, naming every result. Returns whether it is news: the same experiment is recorded once."""
@@ -55,7 +56,7 @@ class Account:
 
     def records(self) -> dict[str, Record]:
         """What MLflow is a projection of."""
-        recorded = all_records(self._workspace)
+        recorded = all_records(self._workspace, self._known)
         return recorded if self._name in recorded else recorded | {self._name: self._so_far()}
 
     def _so_far(self) -> Record:
@@ -98,9 +99,9 @@ class Follower:
             self._console.print(behind, style="yellow", markup=False, highlight=False)
 
 
-def all_records(workspace: Workspace) -> dict[str, Record]:
-    """Results and experiments, by name."""
-    return workspace.records.load("results") | workspace.records.load("experiments")
+def all_records(workspace: Workspace, known: dict[str, Record] | None = None) -> dict[str, Record]:
+    """Results and experiments, by name; `known` as `Records.load` has it."""
+    return workspace.records.load("results", known) | workspace.records.load("experiments", known)
 
 
 def synchronise(workspace_root: str, tracking: str | None, console: Console) -> str:

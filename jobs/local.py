@@ -48,8 +48,8 @@ def local_pixels(workspace: Workspace, digests: list[str]) -> RaggedArrays:
 
     def build(folder: Path) -> None:
         with _writer(folder, "pixels", "uint8") as writer:
-            for name in digests:
-                writer.append(store.read(name))
+            for pixels in store.read_many(digests):
+                writer.append(pixels)
 
     key = digest({"version": CACHE_VERSION, "pixels": digests})
     return RaggedArrays(LocalCache.default().open_or_build(key, build) / "pixels")
@@ -93,8 +93,8 @@ def local_analysis(workspace: Workspace, digests: list[str], codec: Codec) -> di
     store = ImageStore(workspace)
 
     def fields() -> Iterator[dict[str, Array]]:
-        for name in digests:
-            a = analyse(codec, store.read(name))
+        for pixels in store.read_many(digests):
+            a = analyse(codec, pixels)
             yield {"latent": a.latent, "means": a.means, "sigma_index": a.sigma_index}
 
     return _materialise(

@@ -76,7 +76,7 @@ def run_loop(
         Every `log_every` steps the mean metrics since the last message, with `step` and `steps_per_s`; at the end
         {"metrics": JSON lines of all of them}. {"say": …} tells of checkpoints: what it goes on from, what is damaged.
     """
-    workspace = Workspace.open(place.root)
+    workspace = Workspace(place.root)
     lines = yield from _resume(training, workspace, place)
     sums: dict[str, float] = {}
     since, clock = training.step, time.monotonic()

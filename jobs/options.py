@@ -12,7 +12,9 @@ console = Console(soft_wrap=True)
 
 WorkspaceOption = Annotated[
     str | None,
-    typer.Option(help="folder of all results; else RETRELLIS_WORKSPACE, else ./workspace"),
+    typer.Option(
+        help="folder or s3://bucket/prefix of all results; else RETRELLIS_WORKSPACE, else ./workspace"
+    ),
 ]
 
 

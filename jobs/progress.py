@@ -10,7 +10,6 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from obstore.exceptions import BaseError as StoreError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -117,7 +116,7 @@ class Heartbeat:
             row = self._row
             body = {"time": time.time(), "done": row.done, "total": row.total, "text": row.text}
             # No reason to end the work, which says so where it writes itself; the next beat tries again
-            with suppress(OSError, StorageError, StoreError):
+            with suppress(OSError, StorageError):
                 self._workspace.put(f"{self._place}/progress.json", canonical_json(body))
             if self._stopped.wait(BEAT_EVERY_S):
                 return

@@ -15,8 +15,6 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from obstore.exceptions import BaseError
-
 from jobs.cluster import TaskFailed
 from jobs.experiment import QuantizeResources
 from jobs.local import image_digests
@@ -117,7 +115,7 @@ def _quantize(task: Task, latents: LatentSet, parts: list[Part], total: int) -> 
                 task.progress(done, total, "images")
             elif result is False:
                 claimed.append(part)
-            elif isinstance(result.cause, (StorageError, OSError, BaseError)):
+            elif isinstance(result.cause, (StorageError, OSError)):
                 raise result
             else:
                 failed.append((part, result))
@@ -154,7 +152,7 @@ def quantize_part(
     root: str, key: str, part: Part, codec_blob: str, tables_blob: str, settings: Mapping[str, Any]
 ) -> bool:
     """Runs in a worker: quantize the images of a part that are still missing. False where another run is at it."""
-    workspace = Workspace.open(root)
+    workspace = Workspace(root)
     latents = LatentSet(workspace, key)
     with Claims(workspace, f"claims/{key}").hold(part.prefix) as held:
         if held and (missing := latents.missing(part.images, part.prefix)):

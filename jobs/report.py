@@ -54,7 +54,7 @@ def make_report(
     from pipeline.figures import bd_rate_figures, channel_rates, crops, rate_distortion
     from pipeline.rate_gains import bd_rates, gains, over_references
 
-    workspace = Workspace.open(root)
+    workspace = Workspace(root)
     blobs = [json.loads(workspace.blobs.get(entry["scores"])) for entry in entries]
     scored = [
         Scored(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,8 @@ from rich.table import Table
 
 from jobs.progress import BEAT_EVERY_S, is_alive, read_beat
 from storage.workspace import Workspace
+
+Records = dict[str, dict[str, Any]]
 
 
 def show(root: str, follow: bool, console: Console) -> None:
@@ -25,30 +28,37 @@ def show(root: str, follow: bool, console: Console) -> None:
 
 
 def _follow_live(workspace: Workspace, console: Console) -> None:
-    with Live(_table(workspace), console=console, refresh_per_second=1) as live:
+    known: Records = {}
+    with Live(_table(workspace, known), console=console, refresh_per_second=1) as live:
         while True:
             time.sleep(BEAT_EVERY_S)
-            live.update(_table(workspace))
+            live.update(_table(workspace, known))
 
 
 def _follow_lines(workspace: Workspace, console: Console) -> None:
-    known: dict[str, str] = {}
+    known: Records = {}
+    told: dict[str, str] = {}
     while True:
-        for row in rows(workspace):
-            if known.get(row["instance"]) != row["state"]:
-                known[row["instance"]] = row["state"]
+        for row in rows(workspace, known):
+            if told.get(row["instance"]) != row["state"]:
+                told[row["instance"]] = row["state"]
                 line = f"{row['state']:8}{row['instance']}: {row['detail']}"
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
         time.sleep(BEAT_EVERY_S)
 
 
-def rows(workspace: Workspace) -> list[dict[str, Any]]:
-    """One entry per stage instance that was ever started: instance, state, started, detail; in order of start."""
-    results = {record["attempt"]: record for record in workspace.records.load("results").values()}
+def rows(workspace: Workspace, known: Records | None = None) -> list[dict[str, Any]]:
+    """One entry per stage instance that was ever started: instance, state, started, detail; in order of start.
+
+    Args:
+        known: as `Records.load` has it, for those who look again and again.
+    """
+    load = partial(workspace.records.load, known=known)
+    results = {record["attempt"]: record for record in load("results").values()}
     finished = {(record["stage"], record["key"]) for record in results.values()}
-    failures = {record["attempt"]: record for record in workspace.records.load("failures").values()}
+    failures = {record["attempt"]: record for record in load("failures").values()}
     newest: dict[tuple[str, str], dict[str, Any]] = {}
-    for attempt in sorted(workspace.records.load("attempts").values(), key=lambda record: record["started"]):
+    for attempt in sorted(load("attempts").values(), key=lambda record: record["started"]):
         identity = (attempt["stage"], attempt["key"])
         if identity not in finished or attempt["attempt"] in results:
             newest[identity] = attempt
@@ -79,10 +89,10 @@ def _row(
     return row | {"state": "stopped", "detail": f"{detail}; last sign of life {silent:.0f} s ago"}
 
 
-def _table(workspace: Workspace) -> Table:
+def _table(workspace: Workspace, known: Records | None = None) -> Table:
     table = Table(title=f"{workspace.root}", title_justify="left")
     for column in ("state", "instance", "experiment", "started", "detail"):
         table.add_column(column, overflow="fold")
-    for row in rows(workspace):
+    for row in rows(workspace, known):
         table.add_row(row["state"], row["instance"], row["experiment"], row["started"][:19], row["detail"])
     return table

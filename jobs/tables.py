@@ -38,7 +38,7 @@ def design_tables(root: str, settings: dict[str, Any]) -> tuple[Output, dict[str
 
     chosen = {name: value for name, value in settings.items() if name != "centroids"}
     tables = design(quantizer_settings(chosen), centroids=settings["centroids"])
-    output = commit_tables(Workspace.open(root), tables, settings)
+    output = commit_tables(Workspace(root), tables, settings)
     return output, {"kilobytes": output["note"]["kilobytes"]}
 
 

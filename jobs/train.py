@@ -71,7 +71,7 @@ def train_codec(
     from pipeline.codec.artifact import Codec
     from pipeline.training.base import BaseSettings, BaseTraining
 
-    workspace = Workspace.open(place.root)
+    workspace = Workspace(place.root)
 
     def pixels(images: str) -> RaggedArrays:
         return local_pixels(workspace, image_digests(workspace, blobs[images]))

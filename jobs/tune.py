@@ -68,7 +68,7 @@ def tune_quantizer(
     from pipeline.quantizers.tuning import choose, search
     from storage.images import ImageStore
 
-    workspace = Workspace.open(root)
+    workspace = Workspace(root)
     codec, store = Codec.from_bytes(workspace.blobs.get(codec_blob)), ImageStore(workspace)
     samples = []
     for done, name in enumerate(images):

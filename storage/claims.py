@@ -21,8 +21,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from obstore.exceptions import BaseError
-
 from storage.buckets import meet
 from storage.errors import StorageError
 from storage.keys import canonical_json
@@ -115,11 +113,11 @@ class Claims:
 
     def _beat(self, name: str, done: threading.Event) -> None:
         while not done.wait(self._beat_every_s):
-            with suppress(OSError, StorageError, BaseError):  # the next one tries again
+            with suppress(OSError, StorageError):  # the next one tries again
                 self._objects.put(name, _owner())
 
     def _let_go(self, name: str) -> None:
-        with suppress(OSError, StorageError, BaseError):  # it dies by itself
+        with suppress(OSError, StorageError):  # it dies by itself
             self._objects.remove(name)
 
 

@@ -11,3 +11,7 @@ class StorageError(Exception):
 
 class StorageFull(StorageError):
     """No space is left (or a quota is used up) where something had to be written."""
+
+
+class StoreError(StorageError):
+    """A remote store fails, does not answer, or refuses: nothing is known of what was asked for."""

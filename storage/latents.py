@@ -14,7 +14,6 @@ and SHA-256 in the record first. What is there and what is missing is known from
 
 from __future__ import annotations
 
-import platform
 import time
 import uuid
 from collections import Counter
@@ -23,18 +22,16 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import zarr
 
 from storage.buckets import meet, shelf
-from storage.errors import StorageError
+from storage.errors import StorageError, StorageFull
 from storage.image_table import ImageTable
 from storage.keys import digest, digest_of_pairs, sha256
-from storage.parts import PartImage, content_digest, decode, encode, integer_bytes
+from storage.part_records import check_distinct, describe, examine, recorded
+from storage.parts import PartImage, decode, encode
 from storage.workspace import Workspace
 
-RECORD_VERSION = 2
 COMPACT_FROM = 10_000  # parts
-MISSING = "no such object"  # what is found where nothing is
 
 Record = Mapping[str, Any]
 
@@ -70,32 +67,14 @@ class LatentSet:
             StorageFull: no part was recorded, and what was written is dropped.
             ValueError: no images, one twice, or values that cannot be stored.
         """
-        _check_distinct(images)
+        check_distinct(images)
         part = self._free_name(prefix, images)
         attempt = uuid.uuid4().hex
         group = f"{self._folder}/{part}-{attempt}"
         objects = encode(images)
         self._put(group, objects)
-        record = {
-            "version": RECORD_VERSION,
-            "attempt": attempt,
-            "part": part,
-            "prefix": prefix,
-            "group": group,
-            "images": [_image_entry(image) for image in images],
-            "objects": [
-                {"name": name, "size": len(data), "sha256": sha256(data)} for name, data in objects.items()
-            ],
-            "totals": _totals(images, objects),
-            "created_ns": time.time_ns(),
-            "host": platform.node(),
-            "versions": {
-                "zarr": zarr.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            "note": dict(note or {}),
-        }
+        names = {"attempt": attempt, "part": part, "prefix": prefix, "group": group}
+        record = names | describe(images, objects) | {"note": dict(note or {})}
         if self.workspace.records.create(self.record_name(part), record):
             return record
         self.workspace.delete(group)
@@ -103,7 +82,8 @@ class LatentSet:
 
     def parts(self) -> dict[str, Record]:
         """Records of all parts that are not retired, sorted by name. Raises RecordError."""
-        return {part: self.record(part) for part in self.part_names()}
+        names = self.part_names()
+        return dict(zip(names, self.workspace.each(self.record, names), strict=True))
 
     def part_names(self, prefix: str = "") -> list[str]:
         """Sorted names of all parts that are not retired, from the names of records alone.
@@ -149,7 +129,7 @@ class LatentSet:
             known = self._compacted().only(names)
             new = sorted(set(names) - set(known.parts))
         if new:
-            known = known.extended(map(self.record, new))
+            known = known.extended(self.workspace.each(self.record, new))
         if not prefix:
             self._known = known
         return known
@@ -231,7 +211,9 @@ class LatentSet:
                 f"{self._folder}: expected a recorded part {part!r}, found none. Run quantize again."
             )
         record = self.record(part)
-        objects = {entry["name"]: self._verified(part, record["group"], entry) for entry in record["objects"]}
+        entries = record["objects"]
+        read = self.workspace.each(lambda entry: self._verified(part, record["group"], entry), entries)
+        objects = {entry["name"]: data for entry, data in zip(entries, read, strict=True)}
         return [
             PartImage(
                 digest=name,
@@ -302,9 +284,12 @@ class LatentSet:
 
     def _put(self, group: str, objects: Mapping[str, bytes]) -> None:
         try:
-            for name, data in objects.items():
-                self.workspace.put(f"{group}/{name}", data)
-        except StorageError:
+            list(
+                self.workspace.each(
+                    lambda name: self.workspace.put(f"{group}/{name}", objects[name]), objects
+                )
+            )
+        except StorageFull:
             self.workspace.delete(group)  # nobody knows of it, and it may have filled the disk
             raise
 
@@ -347,65 +332,6 @@ class LatentSet:
         return record
 
 
-def recorded(entry: Record) -> str:
-    """What a part's record says of one of its objects."""
-    return f"{entry['size']:,} bytes of SHA-256 {entry['sha256']}"
-
-
-def examine(workspace: Workspace, group: str, entry: Record) -> tuple[bytes, str]:
-    """Read an object of a part and compare it with the part's record.
-
-    Args:
-        group: of the part.
-        entry: of the object in the part's record: `name`, `size` in bytes, `sha256`.
-
-    Returns:
-        Its bytes, and what was found instead of what is recorded: "" if it is as recorded.
-    """
-    try:
-        data = workspace.get(f"{group}/{entry['name']}")
-    except FileNotFoundError:
-        return b"", MISSING
-    if len(data) != entry["size"] or sha256(data) != entry["sha256"]:
-        return data, f"{len(data):,} bytes of SHA-256 {sha256(data)}"
-    return data, ""
-
-
 def _prefix(part: str) -> str:
     """The binary digits with which digests of a part's images begin, by its name."""
     return part.partition("-")[0]
-
-
-def _check_distinct(images: Sequence[PartImage]) -> None:
-    counts = Counter(image.digest for image in images)
-    if not images or max(counts.values()) > 1:
-        found = f"{counts.most_common(1)[0][0]} twice" if images else "none"
-        raise ValueError(f"expected a part of one or more images, each once, found {found}")
-
-
-def _image_entry(image: PartImage) -> dict[str, Any]:
-    return {
-        "digest": image.digest,
-        "height": image.height,
-        "width": image.width,
-        "shape": list(image.indices.shape),
-        "hyper_shape": list(image.hyper_indices.shape),
-        "content": content_digest(image),
-        "bits_y": float(image.bits_y),
-        "bits_z": float(image.bits_z),
-        "squared_error": float(image.squared_error),
-    }
-
-
-def _totals(images: Sequence[PartImage], objects: Mapping[str, bytes]) -> dict[str, int | float]:
-    return {
-        "images": len(images),
-        "pixels": sum(image.height * image.width for image in images),
-        "bits_y": float(sum(image.bits_y for image in images)),
-        "bits_z": float(sum(image.bits_z for image in images)),
-        "raw_bytes": sum(
-            integer_bytes(arrays)
-            for arrays in ([i.indices for i in images], [i.hyper_indices for i in images])
-        ),
-        "bytes": sum(len(data) for data in objects.values()),
-    }

@@ -21,6 +21,14 @@ _DATA = "data.bin"
 _INDEX = "index.npz"
 
 
+def scratch() -> Path:
+    """This node's folder for what can be made again: RETRELLIS_SCRATCH, else one in the system's temporary folder."""
+    named = os.environ.get("RETRELLIS_SCRATCH")
+    folder = Path(named) if named else Path(tempfile.gettempdir()) / f"retrellis-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
 class LocalCache:
     """Directories on this node's disk, each named by the digest of what it is made from and built once.
 
@@ -33,9 +41,8 @@ class LocalCache:
 
     @classmethod
     def default(cls) -> LocalCache:
-        """In the folder that RETRELLIS_SCRATCH names, else in the system's folder for temporary files."""
-        scratch = os.environ.get("RETRELLIS_SCRATCH")
-        return cls(Path(scratch) if scratch else Path(tempfile.gettempdir()) / f"retrellis-{os.getuid()}")
+        """In `scratch()`."""
+        return cls(scratch())
 
     def open_or_build(self, key: str, build: Callable[[Path], None]) -> Path:
         """The directory `key`, built if it is not there.

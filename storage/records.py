@@ -6,9 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from obstore.exceptions import BaseError
-
-from storage.errors import StorageError
+from storage.errors import StorageError, StoreError
 from storage.keys import canonical_json
 from storage.objects import Objects
 
@@ -39,6 +37,7 @@ class Records:
 
         Raises:
             StorageFull: nothing was written.
+            StoreError: a remote store does not answer; the record may be there or not.
             RecordError: there is a record of that name, and it cannot be read.
             TypeError, ValueError: the body is not JSON.
         """
@@ -49,7 +48,7 @@ class Records:
             if self._objects.create(self._object(name), data):
                 return True
             found = self.get(name)
-        except BaseError:  # the request failed, or was done and the answer lost
+        except StoreError:  # the request failed, or was done and the answer lost
             found = self.get(name)
             if found is None:
                 raise
@@ -78,10 +77,18 @@ class Records:
         names = self._objects.list(f"{_FOLDER}/{prefix}")
         return [name[len(_FOLDER) + 1 : -len(_SUFFIX)] for name in names if name.endswith(_SUFFIX)]
 
-    def load(self, prefix: str) -> dict[str, dict[str, Any]]:
-        """All records in the folder `prefix` and below it, sorted by name. Raises RecordError."""
-        bodies = ((name, self.get(name)) for name in self.list(prefix))
-        return {name: body for name, body in bodies if body is not None}
+    def load(self, prefix: str, known: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+        """All records in the folder `prefix` and below it, sorted by name. Raises RecordError.
+
+        Args:
+            known: records read before, which do not change and are not read again; those read now are added.
+        """
+        known = {} if known is None else known
+        names = self.list(prefix)
+        unknown = [name for name in names if name not in known]
+        read = zip(unknown, self._objects.each(self.get, unknown), strict=True)
+        known |= {name: body for name, body in read if body is not None}
+        return {name: known[name] for name in names if name in known}
 
     def _broken(self, name: str, data: bytes, reason: str) -> str:
         return (

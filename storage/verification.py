@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from obstore.exceptions import BaseError
-
 from storage.errors import StorageError
-from storage.latents import MISSING, LatentSet, Record, examine, recorded
+from storage.latents import LatentSet, Record
+from storage.part_records import MISSING, examine, recorded
 from storage.parts import PartImage, content_digest, decode
 from storage.records import RecordError
 from storage.workspace import Workspace
@@ -45,7 +44,11 @@ class PartCheck:
 
 
 def verify(workspace: Workspace, key: str) -> Iterator[PartCheck]:
-    """Read all parts of a set that count, one at a time, in the order of their names. Nothing is changed."""
+    """Read all parts of a set that count, one at a time, in the order of their names. Nothing is changed.
+
+    Raises:
+        StoreError: a remote store does not answer, which is no fault of a part.
+    """
     latents = LatentSet(workspace, key)
     for part in latents.part_names():
         try:
@@ -72,8 +75,8 @@ def _faults(workspace: Workspace, record: Record) -> Iterator[Fault]:
     for entry in record["objects"]:
         try:
             objects[entry["name"]], wrong = examine(workspace, group, entry)
-        except (OSError, BaseError) as error:  # a bad sector, say; the others are looked at all the same
-            wrong = f"what cannot be read ({str(error).splitlines()[0]})"  # obstore's go on with its state
+        except OSError as error:  # a bad sector, say; the others are looked at all the same
+            wrong = f"what cannot be read ({error})"
         if wrong:
             found[entry["name"]] = wrong
     if not found:

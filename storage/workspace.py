@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from storage.blobs import Blobs
-from storage.errors import StorageError
+from storage.errors import StorageError, StoreError
 from storage.keys import canonical_json
 from storage.objects import Objects
 from storage.records import Records
@@ -30,7 +31,7 @@ class Workspace(Objects):
     """
 
     def __init__(self, root: str) -> None:
-        """Use `Workspace.open`, which looks at the version."""
+        """For a worker, whose driver has looked at the version; all others use `Workspace.open`, which does."""
         super().__init__(root)
         self.records = Records(self)
         self.blobs = Blobs(self)
@@ -45,32 +46,44 @@ class Workspace(Objects):
         Raises:
             WorkspaceVersionError: it has another layout than this version of the program.
             WorkspaceError: there is none, and `create` is False.
+            StoreError: within seconds, if a remote store cannot be reached, refuses, or creates no object atomically.
         """
         if not create and "://" not in root and not Path(root).expanduser().is_dir():
             raise WorkspaceError(_missing(root))
-        workspace = cls(root)
-        if create:
-            workspace.create(_MARK, canonical_json({"version": VERSION}) + b"\n")
-        workspace._check_version()
-        return workspace
+        _check_version(root, _mark(Objects(root, patient=False), create))
+        return cls(root)
 
     def __reduce__(self) -> tuple[type[Workspace], tuple[str]]:
         return (Workspace, (self.root,))
 
-    def _check_version(self) -> None:
-        try:
-            data = self.get(_MARK)
-        except FileNotFoundError:
-            raise WorkspaceError(_missing(self.root)) from None
-        try:
-            found = json.loads(data)["version"]
-        except (ValueError, KeyError, TypeError):
-            found = f"{data[:40]!r}"
-        if found != VERSION:
-            raise WorkspaceVersionError(
-                f"workspace {self.root}: expected version {VERSION}, found {found} in {_MARK}. Use the "
-                "version of retrellis that made it, or name another workspace by --workspace."
-            )
+
+def _mark(objects: Objects, create: bool) -> bytes:
+    """What a workspace says of its layout, in a new one if there is none and it may be made."""
+    with suppress(FileNotFoundError):
+        return objects.get(_MARK)
+    if not create:
+        raise WorkspaceError(_missing(objects.root))
+    new = canonical_json({"version": VERSION}) + b"\n"
+    objects.create(_MARK, new)
+    if objects.create(_MARK, new):
+        raise StoreError(
+            f"workspace {objects.root}: expected a store that creates an object only if there is none, found one that "
+            "replaces it, so that two runs would take the same work for theirs. Take a server that knows "
+            "If-None-Match: * (docs/storage.md names some)."
+        )
+    return objects.get(_MARK)
+
+
+def _check_version(root: str, mark: bytes) -> None:
+    try:
+        found = json.loads(mark)["version"]
+    except (ValueError, KeyError, TypeError):
+        found = f"{mark[:40]!r}"
+    if found != VERSION:
+        raise WorkspaceVersionError(
+            f"workspace {root}: expected version {VERSION}, found {found} in {_MARK}. Use the "
+            "version of retrellis that made it, or name another workspace by --workspace."
+        )
 
 
 def _missing(root: str) -> str:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import ray
 from laboratory import Lab
 
+from storage.objects import Objects
+
+if TYPE_CHECKING:
+    from s3_server import S3Server
+
 
 @pytest.fixture(scope="session")
-def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ray_address(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator[str]:
     """Ray with 2 CPUs, started once: `Cluster` uses it in this process, and other processes can join it."""
+    os.environ |= s3_server.environment  # workers have the environment in which Ray was started
     os.environ["RETRELLIS_SCRATCH"] = str(tmp_path_factory.mktemp("scratch"))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     context = ray.init(
@@ -28,6 +36,40 @@ def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     yield context.address_info["address"]
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """An S3 server on loopback, with no bucket yet."""
+    from s3_server import S3Server
+
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A new bucket's URL, which this process and those that it starts can reach. The server's faults are mended."""
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    s3_server.make_bucket(name)
+    for variable, value in s3_server.environment.items():
+        monkeypatch.setenv(variable, value)
+    yield f"s3://{name}"
+    s3_server.mend()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The root of a new store: what is promised of one holds in a local folder and on an S3 server alike."""
+    folder = request.param == "folder"
+    return str(tmp_path / "root") if folder else f"{request.getfixturevalue('bucket')}/root"
+
+
+@pytest.fixture
+def objects(place: str) -> Objects:
+    """The objects of a new store."""
+    return Objects(place)
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ class Lab:
         (folder / "experiment.yaml").write_text(EXPERIMENT)
         return cls(folder, str(folder / "workspace"))
 
-    def beside(self, root: Path) -> Lab:
+    def beside(self, root: Path | str) -> Lab:
         """The same photographs and file with a new workspace."""
         return replace(self, root=str(root))
 
@@ -116,7 +116,7 @@ class Lab:
         """A `retrellis` process on this workspace, in a process group of its own as a shell would start it."""
         environment = {**os.environ, "RETRELLIS_WORKSPACE": self.root, "MLFLOW_TRACKING_URI": "off"}
         environment |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"} if address else {}
-        output = Path(f"{self.root}.{uuid.uuid4().hex[:8]}.txt")
+        output = self.folder / f"{uuid.uuid4().hex[:8]}.txt"
         with output.open("w") as file:
             process = subprocess.Popen(
                 [*INTERRUPTIBLE, COMMAND, *arguments],

@@ -31,8 +31,8 @@ def sources(images: dict[str, np.ndarray], folder: str = "photos") -> list[Sourc
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(str(tmp_path / "workspace"))
+def workspace(place: str) -> Workspace:
+    return Workspace.open(place)
 
 
 def test_golden_digests() -> None:
@@ -57,7 +57,9 @@ def test_pixel_digest_tells_shapes_apart_and_not_memory_orders() -> None:
             pixel_digest(other)
 
 
-def test_images_come_back_and_a_user_reads_the_shard_with_plain_webdataset(workspace: Workspace) -> None:
+def test_images_come_back_and_a_user_reads_the_shard_with_plain_webdataset(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     images = pictures(5)
     record = ImageStore(workspace).write_shard(images, sources(images))
     store = ImageStore(workspace)
@@ -65,7 +67,10 @@ def test_images_come_back_and_a_user_reads_the_shard_with_plain_webdataset(works
         np.testing.assert_array_equal(store.read(name), pixels)
         assert (store.index().images[name].height, store.index().images[name].width) == pixels.shape[:2]
 
-    dataset = WebDataset(workspace.path(record["object"]), shardshuffle=False)
+    for found, pixels in zip(ImageStore(workspace).read_many(images), images.values(), strict=True):
+        np.testing.assert_array_equal(found, pixels)
+    (tmp_path / "shard.tar").write_bytes(workspace.get(record["object"]))
+    dataset = WebDataset(str(tmp_path / "shard.tar"), shardshuffle=False)
     theirs = {sample["__key__"]: np.asarray(Image.open(io.BytesIO(sample["png"]))) for sample in dataset}
     assert list(theirs) == list(images)
     for name, pixels in images.items():
@@ -157,12 +162,11 @@ def damage(data: bytes, entry: dict[str, Any], kind: str) -> bytes | None:
 def test_damage_is_noticed_and_named(workspace: Workspace, kind: str) -> None:
     images = pictures(3)
     record = ImageStore(workspace).write_shard(images, sources(images))
-    shard, entry = Path(workspace.path(record["object"])), record["images"][1]
-    broken = damage(shard.read_bytes(), entry, kind)
-    shard.unlink() if broken is None else shard.write_bytes(broken)
-    message = (
-        rf"image {entry['digest']} cannot be read from shard {shard}, {entry['size']} bytes from .*backup"
-    )
+    shard, entry = record["object"], record["images"][1]
+    broken = damage(workspace.get(shard), entry, kind)
+    workspace.remove(shard) if broken is None else workspace.put(shard, broken)
+    place = f"{workspace.path(shard)}, {entry['size']} bytes from"
+    message = f"image {entry['digest']} cannot be read from shard {place} .*backup"
     with pytest.raises(ImageError, match=message):
         ImageStore(workspace).read(entry["digest"])
 
@@ -170,9 +174,9 @@ def test_damage_is_noticed_and_named(workspace: Workspace, kind: str) -> None:
 def test_only_an_images_own_bytes_are_read(workspace: Workspace) -> None:
     images = pictures(3)
     record = ImageStore(workspace).write_shard(images, sources(images))
-    shard, entry = Path(workspace.path(record["object"])), record["images"][1]
-    data = shard.read_bytes()
-    shard.write_bytes(bytes(entry["offset"]) + data[entry["offset"] : entry["offset"] + entry["size"]])
+    shard, entry = record["object"], record["images"][1]
+    data = workspace.get(shard)
+    workspace.put(shard, bytes(entry["offset"]) + data[entry["offset"] : entry["offset"] + entry["size"]])
     np.testing.assert_array_equal(ImageStore(workspace).read(entry["digest"]), images[entry["digest"]])
 
 

@@ -55,8 +55,8 @@ def assert_equal(found: PartImage, expected: PartImage) -> None:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(str(tmp_path))
+def workspace(place: str) -> Workspace:
+    return Workspace.open(place)
 
 
 def test_part_comes_back(workspace: Workspace) -> None:
@@ -78,11 +78,12 @@ def test_part_comes_back(workspace: Workspace) -> None:
     )
 
 
-def test_a_few_lines_of_plain_zarr_read_all_images_of_a_part(workspace: Workspace) -> None:
+def test_a_few_lines_of_plain_zarr_read_all_images_of_a_part(tmp_path: Path) -> None:
     """Those that `storage.latents` shows."""
     assert storage.latents.__doc__
     lines = [line[4:] for line in storage.latents.__doc__.splitlines() if line.startswith("    ")]
     assert len(lines) == 5
+    workspace = Workspace.open(str(tmp_path))
     images = [latents(number) for number in range(4)]
     record = LatentSet(workspace, KEY).write_part("0", images)
     seen: dict[str, Any] = {"zarr": zarr, "np": np, "workspace": workspace, "record": record}
@@ -265,20 +266,22 @@ def damaged(data: bytes, kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "longer", "bit flip"])
-def test_damage_of_every_object_is_noticed_and_named(workspace: Workspace, kind: str) -> None:
+def test_damage_of_every_object_is_noticed_and_named(tmp_path: Path, kind: str) -> None:
+    workspace = Workspace.open(str(tmp_path))
     stored = LatentSet(workspace, KEY)
     record = stored.write_part("0", [latents(0), latents(1)])
     for entry in record["objects"]:
-        path = Path(workspace.path(f"{record['group']}/{entry['name']}"))
-        whole = path.read_bytes()
-        path.unlink() if kind == "missing" else path.write_bytes(damaged(whole, kind))
+        name = f"{record['group']}/{entry['name']}"
+        whole = workspace.get(name)
+        workspace.remove(name) if kind == "missing" else workspace.put(name, damaged(whole, kind))
         found = "no such object" if kind == "missing" else r"[\d,]+ bytes of SHA-256"
         expected = f"expected {entry['size']:,} bytes of SHA-256 {entry['sha256']}, found {found}"
         with pytest.raises(
-            LatentError, match=f"part {record['part']} is damaged at {path}: {expected}.*retire"
+            LatentError,
+            match=f"part {record['part']} is damaged at {workspace.path(name)}: {expected}.*retire",
         ):
             stored.read(latents(0).digest)
-        path.write_bytes(whole)
+        workspace.put(name, whole)
     assert_equal(stored.read(latents(0).digest), latents(0))
 
 

@@ -26,7 +26,6 @@ from storage.export import export_set
 from storage.inventory import Sizes, entry, find_set
 from storage.keys import canonical_json
 from storage.latents import LatentError, LatentSet
-from storage.objects import Objects
 from storage.parts import PartImage, content_digest
 from storage.records import RecordError
 from storage.workspace import Workspace
@@ -485,19 +484,6 @@ def test_gc_stops_where_a_result_cannot_be_read(workspace: Workspace, stored: La
     assert tree(workspace.root) == before
     with pytest.raises(RecordError):
         workspace.records.load("results")
-
-
-def test_folders_and_usage_are_the_same_by_a_url(tmp_path: Path) -> None:
-    """As `s3://` is listed; hidden names and empty folders are a disk's alone."""
-    local = Objects(str(tmp_path))
-    for name in ("a/b/x", "a/c/y", "a/z"):
-        local.put(name, b"12345")
-    remote = Objects(f"file://{tmp_path}")
-    assert local.folders("a") == remote.folders("a") == ("b", "c")
-    assert local.usage("a").size == remote.usage("a").size == 15
-    assert local.usage("none") == remote.usage("none")
-    assert local.folders("none") == remote.folders("none") == ()
-    assert abs(local.usage("a").newest_s - remote.usage("a").newest_s) < 2
 
 
 # export, and the dataset

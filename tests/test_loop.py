@@ -123,13 +123,16 @@ def test_a_damaged_state_is_refused_and_leaves_nothing_behind(damage: Callable[[
     assert (target.to_bytes(), target.step) == (before, 0)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(workspace: Workspace) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(place: str) -> None:
+    workspace = Workspace.open(place)
     said, undisturbed = run(workspace, "first")
     assert said == []
-    newest = checkpoint(workspace, 4, STATE)
-    newest.write_bytes(truncated(newest.read_bytes()))
+    newest = f"attempts/train/{KEY}/first/checkpoint-{4:09d}/{STATE}"
+    workspace.put(newest, truncated(workspace.get(newest)))
     said, resumed = run(workspace, "second")
-    assert said[0].startswith(f"checkpoint {newest} cannot be used: expected a whole checkpoint, found ")
+    assert said[0].startswith(
+        f"checkpoint {place}/{newest} cannot be used: expected a whole checkpoint, found "
+    )
     assert said[1:] == ["resumed at step 2 from a checkpoint"]
     assert resumed == undisturbed
 

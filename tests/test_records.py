@@ -1,11 +1,11 @@
-"""Keys, objects, records and the workspace: the one primitive that everything else stands on."""
+"""Keys, records and the workspace: the one primitive that everything else stands on."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import pickle
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from enum import IntEnum
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from obstore.exceptions import GenericError
 
-from storage.errors import StorageFull
+from storage.errors import StorageFull, StoreError
 from storage.keys import canonical_json, digest
 from storage.objects import Objects
 from storage.records import RecordError, Records
@@ -25,6 +24,7 @@ from storage.workspace import Workspace, WorkspaceError, WorkspaceVersionError
 
 RACES = 200
 PROCESSES = 3
+THREADS = 6
 _shared: dict[str, Barrier] = {}  # set in the processes that race
 
 json_values = st.recursive(
@@ -82,47 +82,6 @@ def test_canonical_json_writes_enumerations_and_numpy_floats_as_their_values() -
     assert canonical_json([level(2), np.float64(0.5)]) == b"[2,0.5]"
 
 
-@pytest.fixture(params=["folder", "remote"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
-    """A local folder, and a store that is reached as a remote one is."""
-    return Objects(str(tmp_path / "root") if request.param == "folder" else "memory:///")
-
-
-def test_objects_contract(objects: Objects) -> None:
-    objects.put("a/b", b"first")
-    objects.put("a/b", b"second")
-    objects.put("a/c/d.json", b"")
-    objects.put("ab", b"no child of a")
-    assert objects.get("a/b") == b"second"
-    assert objects.get_range("a/b", 1, 3) == b"eco"
-    assert objects.get_range("a/b", 4, 99) == b"nd"
-    assert objects.list("a") == ["a/b", "a/c/d.json"]
-    assert objects.create("a/b", b"third") is False
-    assert objects.create("a/e", b"") is True
-    objects.delete("a")
-    objects.delete("a")
-    assert (objects.list("a"), objects.get("ab")) == ([], b"no child of a")
-    with pytest.raises(FileNotFoundError, match="a/b"):
-        objects.get("a/b")
-    with pytest.raises(GenericError):
-        objects.get_range("ab", 99, 1)
-
-
-@pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "../a", "a/./b", "a/..", "a b", "a#1", "a\n"])
-def test_object_names_that_stores_would_change_are_refused(objects: Objects, name: str) -> None:
-    with pytest.raises(ValueError, match="expected an object name"):
-        objects.put(name, b"")
-
-
-def test_a_killed_writers_leftover_is_not_listed_and_goes_with_its_folder(tmp_path: Path) -> None:
-    objects = Objects(str(tmp_path))
-    objects.put("a/b", b"whole")
-    (tmp_path / "a" / "b#123").write_bytes(b"to")
-    assert objects.list("a") == ["a/b"]
-    objects.delete("a")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_record_is_created_once_and_known_again_by_its_attempt(objects: Objects) -> None:
     records = Records(objects)
     body = {"attempt": "one", "value": [1, 2.5, "ü"]}
@@ -147,7 +106,7 @@ class LosesAnswers(Objects):
     def create(self, name: str, data: bytes) -> bool:
         if self.done:
             super().create(name, data)
-        raise GenericError("connection reset")
+        raise StoreError("connection reset")
 
 
 def test_lost_answer(tmp_path: Path) -> None:
@@ -156,7 +115,7 @@ def test_lost_answer(tmp_path: Path) -> None:
     assert records.create("a", {"attempt": "mine"}) is True
     assert records.create("a", {"attempt": "other"}) is False
     objects.done = False
-    with pytest.raises(GenericError, match="connection reset"):
+    with pytest.raises(StoreError, match="connection reset"):
         records.create("b", {"attempt": "mine"})
 
 
@@ -171,6 +130,26 @@ def test_broken_record_is_named(objects: Objects, data: bytes) -> None:
         records.load("results")
     with pytest.raises(RecordError, match=message):
         records.create("results/train/k", {"attempt": "x"})
+
+
+def test_of_racing_threads_exactly_one_wins(objects: Objects) -> None:
+    records, attempts = Records(objects), [f"t{number}" for number in range(THREADS)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for race in range(10):
+            won = list(pool.map(lambda a, r=race: records.create(f"race/{r}", {"attempt": a}), attempts))
+            (winner,) = [attempt for attempt, first in zip(attempts, won, strict=True) if first]
+            assert records.get(f"race/{race}") == {"attempt": winner}
+
+
+def test_records_that_are_known_are_not_read_again(objects: Objects) -> None:
+    records, known = Records(objects), {}
+    records.create("a/1", {"attempt": "one"})
+    assert records.load("a", known) == known == {"a/1": {"attempt": "one"}}
+    objects.put("records/a/1.json", b"what nobody may do")
+    records.create("a/2", {"attempt": "two"})
+    assert records.load("a", known) == {"a/1": {"attempt": "one"}, "a/2": {"attempt": "two"}}
+    objects.remove("records/a/1.json")
+    assert list(records.load("a", known)) == ["a/2"]
 
 
 def test_of_racing_processes_exactly_one_wins(tmp_path: Path) -> None:

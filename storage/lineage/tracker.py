@@ -1,8 +1,8 @@
 """A connection to MLflow that never waits for long, and the workspace's own database.
 
-In a workspace the database is `mlflow.db` and the artifacts lie in `mlflow-artifacts/`. Their URIs begin with
-`mlflow-artifacts:/`, which the server of `retrellis ui` maps to that folder: absolute URIs would break when the
-workspace moves.
+The database is `mlflow.db` and the artifacts lie in `mlflow-artifacts/`, in the workspace or, of a remote one, in this
+node's scratch. Their URIs begin with `mlflow-artifacts:/`, which the server of `retrellis ui` maps to that folder:
+absolute URIs would break when the workspace moves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 
 from storage.lineage.errors import unavailable
-from storage.lineage.server import ARTIFACTS, PATIENCE_S
+from storage.lineage.server import ARTIFACTS, PATIENCE_S, home
 
 _OURS = frozenset(
     {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
@@ -43,7 +43,7 @@ class Tracker:
         """Point at a server (`http…`) or a database; `connected` gives one that answers."""
         self.uri = tracking_uri
         self.client = MlflowClient(tracking_uri)
-        self._local = None if tracking_uri.startswith("http") else Path(workspace_root) / ARTIFACTS
+        self._local = None if tracking_uri.startswith("http") else home(workspace_root) / ARTIFACTS
 
     def artifact_location(self, name: str) -> str | None:
         """Where a new MLflow experiment keeps its artifacts: None leaves it to a server."""
