@@ -355,6 +355,22 @@ def status(
 
 
 @app.command()
+def cancel(
+    experiment: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="of the experiment; needed where several run")
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """End a run from elsewhere.
+
+    Through the workspace alone, within seconds. What finished is kept, and the same command goes on from there.
+    """
+    from jobs.cancel import cancel
+
+    cancel(workspace_root(workspace), experiment, console)
+
+
+@app.command()
 def sync(workspace: WorkspaceOption = None, tracking_uri: TrackingOption = None) -> None:
     """Bring MLflow up to the workspace.
 

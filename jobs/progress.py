@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,7 @@ from storage.workspace import Workspace
 LINE_EVERY_S = 5.0  # without a terminal
 BEAT_EVERY_S = 2.0  # how often a running stage says in the workspace that it is alive
 DEAD_AFTER_S = 5 * BEAT_EVERY_S  # without a beat
+_ASKED = "asked-to-end"
 
 
 class Board:
@@ -98,11 +99,19 @@ def is_alive(beat: Mapping[str, Any] | None) -> bool:
     return beat is not None and time.time() - beat["time"] < DEAD_AFTER_S
 
 
-class Heartbeat:
-    """Writes a row's progress under `attempts/` until closed, so that `status` elsewhere tells running from dead."""
+def ask_to_end(workspace: Workspace, place: str) -> None:
+    """Ask who works on an attempt to end the whole run, as Ctrl-C does."""
+    workspace.put(f"{place}/{_ASKED}", b"")
 
-    def __init__(self, workspace: Workspace, place: str, row: Row) -> None:
-        self._workspace, self._place, self._row = workspace, place, row
+
+class Heartbeat:
+    """Writes a row's progress under `attempts/` until closed, so that `status` elsewhere tells running from dead.
+
+    Each time it also looks whether somebody has asked for an end, and if so calls `cancel`.
+    """
+
+    def __init__(self, workspace: Workspace, place: str, row: Row, cancel: Callable[[], None]) -> None:
+        self._workspace, self._place, self._row, self._cancel = workspace, place, row, cancel
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -118,5 +127,8 @@ class Heartbeat:
             # No reason to end the work, which says so where it writes itself; the next beat tries again
             with suppress(OSError, StorageError):
                 self._workspace.put(f"{self._place}/progress.json", canonical_json(body))
+                with suppress(FileNotFoundError):
+                    self._workspace.get(f"{self._place}/{_ASKED}")
+                    self._cancel()
             if self._stopped.wait(BEAT_EVERY_S):
                 return

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.cluster import TaskFailed
@@ -29,6 +30,8 @@ from storage.parts import PartImage
 from storage.workspace import Workspace
 
 if TYPE_CHECKING:
+    from pipeline.codec.artifact import Codec
+    from pipeline.quantizers import Tables
     from pipeline.refinement import Refinement
 
 IMAGES_PER_BUCKET = 32  # at most, on average
@@ -156,25 +159,27 @@ def quantize_part(
     latents = LatentSet(workspace, key)
     with Claims(workspace, f"claims/{key}").hold(part.prefix) as held:
         if held and (missing := latents.missing(part.images, part.prefix)):
-            images = _quantized(workspace, missing, codec_blob, tables_blob, settings)
+            images = _quantized(root, missing, codec_blob, tables_blob, settings)
             latents.write_part(part.prefix, images)
     return held
 
 
-def _quantized(
-    workspace: Workspace,
-    digests: list[str],
-    codec_blob: str,
-    tables_blob: str,
-    settings: Mapping[str, Any],
-) -> list[PartImage]:
+@lru_cache(maxsize=1)  # a worker lives for many tasks of one set
+def _loaded(root: str, codec_blob: str, tables_blob: str) -> tuple[Codec, Tables, ImageStore]:
     from pipeline.codec.artifact import Codec
-    from pipeline.coding import code
     from pipeline.quantizers import Tables
 
+    workspace = Workspace(root)
     codec = Codec.from_bytes(workspace.blobs.get(codec_blob))
-    tables = Tables.from_bytes(workspace.blobs.get(tables_blob))
-    store = ImageStore(workspace)
+    return codec, Tables.from_bytes(workspace.blobs.get(tables_blob)), ImageStore(workspace)
+
+
+def _quantized(
+    root: str, digests: list[str], codec_blob: str, tables_blob: str, settings: Mapping[str, Any]
+) -> list[PartImage]:
+    from pipeline.coding import code
+
+    codec, tables, store = _loaded(root, codec_blob, tables_blob)
     images = []
     for name in digests:
         pixels = store.read(name)

@@ -7,10 +7,11 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
+from threading import Event
 from typing import Any
 
 from jobs.cluster import Cluster, Interrupted
@@ -43,6 +44,10 @@ class RunFailed(RuntimeError):
     """Some stage instances failed; what finished is kept."""
 
 
+class RunCancelled(RunFailed):
+    """Somebody has asked for an end by `retrellis cancel`; what finished is kept."""
+
+
 @dataclass(frozen=True)
 class Drive:
     """What a run needs beside its nodes."""
@@ -58,6 +63,12 @@ class Drive:
     approve: Callable[[Step], None] = lambda step: None
     # names of result records that exist, but whose data is not whole any more
     distrusted: frozenset[str] = frozenset()
+    cancelled: Event = field(default_factory=Event)
+
+    def cancel(self) -> None:
+        """End what runs and start nothing more."""
+        self.cancelled.set()
+        self.cluster.interrupt()
 
 
 def load_results(workspace: Workspace) -> dict[str, dict[str, Record]]:
@@ -77,6 +88,7 @@ def run(nodes: list[Node], results: Results, drive: Drive) -> dict[str, Record]:
 
     Raises:
         RunFailed: names each instance that failed and why; the others' results are kept.
+        RunCancelled: somebody asked for an end.
         KeyboardInterrupt: after Ray has been stopped; what finished is kept.
     """
     produced: dict[str, Record] = {}
@@ -87,7 +99,7 @@ def run(nodes: list[Node], results: Results, drive: Drive) -> dict[str, Record]:
         while True:
             steps = resolve(nodes, results, produced)
             produced |= {step.node.id: step.record for step in steps if step.record}
-            for step in _ready(steps, running, failed):
+            for step in [] if drive.cancelled.is_set() else _ready(steps, running, failed):
                 running[pool.submit(_compute, step, dict(produced), drive)] = step
             if not running:
                 break
@@ -95,7 +107,8 @@ def run(nodes: list[Node], results: Results, drive: Drive) -> dict[str, Record]:
                 step = running.pop(future)
                 if error := future.exception():
                     failed[step.node.id] = error
-                    drive.board.say(f"failed: {step.node.id}: {error}")
+                    verb = "stopped" if isinstance(error, Interrupted) else "failed"
+                    drive.board.say(f"{verb}: {step.node.id}: {error}")
                 else:
                     produced[step.node.id] = future.result()
                     drive.committed(produced)
@@ -105,6 +118,8 @@ def run(nodes: list[Node], results: Results, drive: Drive) -> dict[str, Record]:
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+    if drive.cancelled.is_set() and failed:
+        raise RunCancelled("cancelled; what finished is kept, and the same command goes on from there")
     if failed:
         raise _failure(failed, [node.id for node in nodes if node.id not in produced])
     return produced
@@ -142,7 +157,7 @@ def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record
     place = f"attempts/{node.stage}/{step.key}/{attempt}"
     drive.workspace.records.create(place, about)
     row = drive.board.row(node.id)
-    heartbeat = Heartbeat(drive.workspace, place, row)
+    heartbeat = Heartbeat(drive.workspace, place, row, drive.cancel)
     task = Task(
         node=node,
         key=step.key or "",

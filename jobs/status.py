@@ -48,7 +48,9 @@ def _follow_lines(workspace: Workspace, console: Console) -> None:
 
 
 def rows(workspace: Workspace, known: Records | None = None) -> list[dict[str, Any]]:
-    """One entry per stage instance that was ever started: instance, state, started, detail; in order of start.
+    """One entry per stage instance that was ever started, in order of start.
+
+    Each has instance, experiment, started, place (of its newest attempt), state, detail.
 
     Args:
         known: as `Records.load` has it, for those who look again and again.
@@ -72,6 +74,7 @@ def _row(
         "instance": attempt["instance"],
         "experiment": attempt["experiment"],
         "started": attempt["started"],
+        "place": f"attempts/{attempt['stage']}/{attempt['key']}/{attempt['attempt']}",
     }
     if result := results.get(attempt["attempt"]):
         summary = ", ".join(f"{name} {value}" for name, value in result["summary"].items())
@@ -79,7 +82,7 @@ def _row(
     if failure := failures.get(attempt["attempt"]):
         state = "stopped" if failure["interrupted"] else "failed"
         return row | {"state": state, "detail": failure["error"].splitlines()[0]}
-    beat = read_beat(workspace, f"attempts/{attempt['stage']}/{attempt['key']}/{attempt['attempt']}")
+    beat = read_beat(workspace, row["place"])
     if beat is None:
         return row | {"state": "stopped", "detail": "no sign of life"}
     detail = f"{beat['done']}/{beat['total']} {beat['text']}"

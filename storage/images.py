@@ -87,7 +87,7 @@ class ImageStore:
         self._index: ImageIndex | None = None
 
     def index(self) -> ImageIndex:
-        """The index, read from the records once: `write_shard` of this object renews it, others' writes do not.
+        """The index, read from the records once: `write_shard` of this object and a `read` of an unknown image renew it.
 
         If records differ on a source, the newest counts; if an image lies in two shards, the first record by name.
 
@@ -142,6 +142,9 @@ class ImageStore:
             ImageError: no record names it, or its shard is missing or damaged.
         """
         place = self.index().images.get(name)
+        if place is None:
+            self._index = None  # others may have stored it since
+            place = self.index().images.get(name)
         if place is None:
             raise ImageError(
                 f"image {name} is unknown: expected a record that names it. Ingest its folder again."
