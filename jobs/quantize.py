@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.refinement import Refinement
 
 IMAGES_PER_BUCKET = 32  # at most, on average
+MOST_BITS = 18  # of a bucket: of more than 8 million images parts grow larger, not more
 SET_VERSION = 3  # bumped when the same ingredients give other indices, or parts have another layout
 POLL_S = 2.0  # while another run is at work
 EFFORT_VERSION = 1  # the same of those that effort gives
@@ -77,8 +78,10 @@ def compute(task: Task) -> Outcome:
     missing = _possible(latents, digests)
     task.progress(0, len(missing), "images")
     if missing:
-        bits = max(1, math.ceil(math.log2(max(1, len(digests)) / IMAGES_PER_BUCKET)))
-        parts = [Part(prefix, images) for prefix, images in buckets(missing, bits).items()]
+        bits = math.ceil(math.log2(max(1, len(digests)) / IMAGES_PER_BUCKET))
+        parts = [
+            Part(prefix, images) for prefix, images in buckets(missing, min(max(bits, 1), MOST_BITS)).items()
+        ]
         failed = _quantize(task, latents, parts, len(missing))
         # which image of a part it was shows when each is a part of its own
         alone = [Part(binary(name), [name]) for part, _ in failed for name in part.images]

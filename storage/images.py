@@ -87,7 +87,7 @@ class ImageStore:
         self._index: ImageIndex | None = None
 
     def index(self) -> ImageIndex:
-        """The index, read from the records once: `write_shard` of this object and a `read` of an unknown image renew it.
+        """The index, read from the records once; `write_shard` of this object and a `read` of an unknown one renew it.
 
         If records differ on a source, the newest counts; if an image lies in two shards, the first record by name.
 
