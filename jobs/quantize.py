@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from obstore.exceptions import BaseError
 
 from jobs.cluster import TaskFailed
-from jobs.experiment import QuantizeResources
 from jobs.local import image_digests
+from jobs.resources import QuantizeResources
 from jobs.stage import Node, Outcome, Output, Task
 from storage.claims import Claims
 from storage.errors import StorageError

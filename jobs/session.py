@@ -13,13 +13,14 @@ from rich.console import Console
 
 from jobs import report
 from jobs.cluster import Cluster
-from jobs.experiment import AllResources, Experiment
+from jobs.experiment import Experiment
 from jobs.graph import expand, import_node
 from jobs.lineage import Account, Follower
 from jobs.local import image_digests
 from jobs.plan import Results, Step, input_outputs, resolve, select
 from jobs.progress import Board
 from jobs.quantize import quantized
+from jobs.resources import AllResources
 from jobs.run import STAGES, Drive, load_results, run
 from jobs.stage import share
 from storage.images import ImageStore

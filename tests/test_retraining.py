@@ -8,10 +8,11 @@ from PIL import Image
 from rich.console import Console
 
 from jobs.cluster import Cluster
-from jobs.experiment import AllResources, Experiment, check
+from jobs.experiment import Experiment, check
 from jobs.graph import expand
 from jobs.plan import resolve
 from jobs.progress import Board
+from jobs.resources import AllResources
 from jobs.run import Drive, RunFailed, run
 from jobs.session import WouldRetrain, _refuse_retraining
 from storage.workspace import Workspace
