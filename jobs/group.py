@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from ray.util.queue import Queue
 
 POLL_S = 0.5
+RAY_TRAIN_VARIABLES = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S),  # also how long an end goes unnoticed
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more; a node that goes is a lost worker
+}
 Timed = tuple[float, Any]  # seconds since the message before, and a message
 
 
@@ -39,19 +43,21 @@ def lead(function: Callable[..., Iterator[Any]], share: Share, args: tuple[Any, 
     from ray.train import WorkerGroupError
     from ray.util.queue import Empty, Queue
 
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_S))
+    os.environ.update(RAY_TRAIN_VARIABLES)
     messages = Queue(actor_options={"num_cpus": 0})
-    with ThreadPoolExecutor(1) as pool:
-        group = pool.submit(_trainer(function, share, args, messages).fit)
-        while not (group.done() and messages.empty()):
-            with contextlib.suppress(Empty):
-                yield messages.get(timeout=POLL_S)
     try:
+        with ThreadPoolExecutor(1) as pool:
+            group = pool.submit(_trainer(function, share, args, messages).fit)
+            while not (group.done() and messages.empty()):
+                with contextlib.suppress(Empty):
+                    yield messages.get(timeout=POLL_S)
         group.result()
     except WorkerGroupError as error:
         _raise_as_ours(error, share)
-    except RayActorError as error:  # Ray Train's own process
+    except RayActorError as error:  # a process of Ray Train's own
         raise GroupLost(str(error)) from None
+    finally:
+        messages.shutdown(force=True)
 
 
 def _trainer(
@@ -90,13 +96,11 @@ def _work(config: dict[str, Any]) -> None:
 
 def _raise_as_ours(error: WorkerGroupError, share: Share) -> NoReturn:
     """What a worker itself has raised; otherwise some are dead, and the others have only noticed it."""
-    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-
     from pipeline.training.group import PeerLost
 
     for failure in error.worker_failures.values():
-        if isinstance(failure, UserExceptionWithTraceback) and not isinstance(failure._base_exc, PeerLost):
-            failure._base_exc.add_note(str(failure))
-            raise failure._base_exc
-    ranks = ", ".join(map(str, error.worker_failures))
-    raise GroupLost(f"a worker of {share.workers} was lost; seen by {ranks}: {error}")
+        is_of_ray = type(failure).__module__.partition(".")[0] == "ray"
+        if not is_of_ray and not isinstance(failure, PeerLost):
+            failure.add_note(str(error))  # holds the worker's traceback
+            raise failure from None
+    raise GroupLost(f"one of {share.workers} workers was lost: {error}") from None
