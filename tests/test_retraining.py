@@ -48,6 +48,7 @@ def test_training_is_refused_once_its_images_are_known(experiment: Experiment, t
         "axes": {"lmbda": 0.013},
         "seconds": 7200.0,
         "ended": "2026-01-01",
+        "outputs": {"codec": {"digest": "c" * 64}},
         "ingredients": {**(train.ingredients or {}), "inputs": {"images": "a" * 64}},
     }
     results = {"train": {"0" * 64: old}}
