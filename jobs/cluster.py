@@ -106,9 +106,7 @@ class Cluster:
         self._interrupted = False
         self._worked = threading.local()  # each stage instance is driven by one thread
         self._pending: set[Any] = set()  # references that some thread waits for
-        self._groups: dict[
-            Share, threading.Semaphore
-        ] = {}  # for as many as fit, so that none waits in processes
+        self._groups: dict[Share, threading.Semaphore] = {}
 
     def require(self, shares: Mapping[str, Share]) -> None:
         """Connect, and look before any work begins whether each stage's tasks fit on a node.
@@ -187,10 +185,10 @@ class Cluster:
             TaskFailed, InfeasibleResources, Interrupted: as `map`.
         """
         self._start(share)
+        once = self._stream_once if share.workers == 1 else self._stream_group
         for attempt in range(LOST_WORKER_RETRIES + 1):
             try:
-                with self._room(share):
-                    yield from self._stream_once(function, args, share)
+                yield from once(function, args, share)
                 return
             except Exception as error:
                 self._check_interrupted()
@@ -200,24 +198,37 @@ class Cluster:
     def _stream_once(
         self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share
     ) -> Iterator[Message]:
-        if share.workers > 1:
-            from jobs.group import lead
-
-            remote = self._remote(lead, function, Share(num_cpus=0), num_returns="streaming")
-        else:
-            remote = self._remote(generate, function, share, num_returns="streaming")
+        remote = self._remote(generate, function, share, num_returns="streaming")
         references = self._submit(remote, function, share, args)
         try:
             for reference in references:
                 seconds, message = self._ray.get(reference)
-                self._count(seconds * share.workers)
+                self._count(seconds)
                 yield message
         finally:
             self._pending.discard(references)
 
-    def _room(self, share: Share) -> contextlib.AbstractContextManager[object]:
-        if share.workers == 1:
-            return contextlib.nullcontext()
+    def _stream_group(
+        self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share
+    ) -> Iterator[Message]:
+        """As `_stream_once`, on several workers. A group is asked to end, not killed: see `jobs.group`."""
+        from jobs import group
+
+        with self._room(share):
+            messages = group.open_queue()
+            remote = self._remote(group.lead, function, Share(num_cpus=0))
+            with self._lock:
+                self._check_interrupted()
+                lead = remote.remote(function, share, (args, messages))
+            try:
+                for seconds, message in group.receive(messages, lead, self._check_interrupted):
+                    self._count(seconds * share.workers)
+                    yield message
+            finally:
+                group.end(messages, lead)
+
+    def _room(self, share: Share) -> threading.Semaphore:
+        """For as many groups as fit at once: one that waits holds some processes already."""
         with self._lock:
             fitting = _places(self._ray, share) // share.workers
             return self._groups.setdefault(share, threading.Semaphore(fitting))

@@ -1,19 +1,19 @@
 """A training on several workers at once: Ray Train starts them, connected by torch.distributed, and ends them together.
 
-    driver ◄──stream── lead (no CPU) ──fit──► Ray Train's controller ──► workers 0 … N − 1, gloo or nccl between them
-                         └──◄── queue ◄─────────────────────────────────── worker 0
+    driver ──► lead, a task of no core ──► Ray Train's controller ──► workers 0 … N − 1, gloo or NCCL between them
+       ▲                                                                  │
+       └─────────────────────── queue of messages ◄── of worker 0 ────────┘
 
 Ray Train carries neither messages nor checkpoints: worker 0 keeps checkpoints by itself, as a single worker does, and
 puts its messages into a queue, in order. When a worker is lost, so is the group: `Cluster.stream` starts it again, and
-it goes on from the newest checkpoint. Whoever kills `lead` ends the group, which belongs to it.
+it goes on from the newest checkpoint.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jobs.cluster import GroupLost, Share, generate
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ray.util.queue import Queue
 
 POLL_S = 0.5
+END_S = 30.0
 RAY_TRAIN_VARIABLES = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S),  # also how long an end goes unnoticed
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more; a node that goes is a lost worker
@@ -32,8 +33,52 @@ RAY_TRAIN_VARIABLES = {
 Timed = tuple[float, Any]  # seconds since the message before, and a message
 
 
-def lead(function: Callable[..., Iterator[Any]], share: Share, args: tuple[Any, ...]) -> Iterator[Timed]:
-    """Run a function on each of `share.workers` workers, and give what the first one's yields.
+def open_queue() -> Queue:
+    """For messages of a group's first worker; it belongs to this process."""
+    from ray.util.queue import Queue
+
+    return Queue(actor_options={"num_cpus": 0})
+
+
+def receive(messages: Queue, lead: Any, check: Callable[[], None]) -> Iterator[Timed]:
+    """What the first worker puts, until `lead` has ended (a reference to that task).
+
+    Args:
+        check: called now and then; raises where this should stop.
+
+    Raises:
+        As `lead`.
+    """
+    import ray
+    from ray.exceptions import RayActorError
+
+    ended = False
+    while not ended:
+        check()
+        ended = bool(ray.wait([lead], timeout=POLL_S)[0])
+        try:
+            yield from messages.get_nowait_batch(messages.qsize())
+        except RayActorError as error:
+            raise GroupLost(f"the queue of a group's messages was lost: {error}") from None
+    ray.get(lead)
+
+
+def end(messages: Queue, lead: Any) -> None:
+    """End a group if it has not ended: by Ctrl-C, which Ray Train answers by ending all its processes; else by force."""
+    import ray
+
+    for force in (False, True):
+        if not ray.wait([lead], timeout=0)[0]:
+            ray.cancel(lead, force=force, recursive=False)
+            ray.wait([lead], timeout=END_S)
+    messages.shutdown(force=True)
+
+
+def lead(function: Callable[..., Iterator[Any]], share: Share, args: tuple[tuple[Any, ...], Queue]) -> None:
+    """Runs in a task that occupies no core: a function on each of `share.workers` workers.
+
+    Args:
+        args: those of the function, and the queue for what the first worker's yields.
 
     Raises:
         GroupLost: a worker has died.
@@ -41,23 +86,17 @@ def lead(function: Callable[..., Iterator[Any]], share: Share, args: tuple[Any, 
     """
     from ray.exceptions import RayActorError
     from ray.train import WorkerGroupError
-    from ray.util.queue import Empty, Queue
 
     os.environ.update(RAY_TRAIN_VARIABLES)
-    messages = Queue(actor_options={"num_cpus": 0})
+    before = signal.getsignal(signal.SIGINT)
     try:
-        with ThreadPoolExecutor(1) as pool:
-            group = pool.submit(_trainer(function, share, args, messages).fit)
-            while not (group.done() and messages.empty()):
-                with contextlib.suppress(Empty):
-                    yield messages.get(timeout=POLL_S)
-        group.result()
+        _trainer(function, share, *args).fit()
     except WorkerGroupError as error:
         _raise_as_ours(error, share)
     except RayActorError as error:  # a process of Ray Train's own
         raise GroupLost(str(error)) from None
     finally:
-        messages.shutdown(force=True)
+        signal.signal(signal.SIGINT, before)  # Ray Train's own would keep the group's processes
 
 
 def _trainer(
