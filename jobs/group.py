@@ -64,7 +64,7 @@ def receive(messages: Queue, lead: Any, check: Callable[[], None]) -> Iterator[T
 
 
 def end(messages: Queue, lead: Any) -> None:
-    """End a group if it has not ended: by Ctrl-C, which Ray Train answers by ending all its processes; else by force."""
+    """End a group if it has not ended: by Ctrl-C, at which Ray Train ends all its processes; else by force."""
     import ray
 
     for force in (False, True):
