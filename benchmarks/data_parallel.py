@@ -24,7 +24,7 @@ from pipeline.pixels import Pixels, canonical_pixels
 from pipeline.training.base import BaseSettings, BaseTraining
 from pipeline.training.group import Group
 
-STEPS, IMAGES, WARMUP, TIMED = 100, 32, 4, 24
+STEPS, IMAGES, WARMUP, TIMED = 100, 32, 2, 10
 SHARES = {
     "one task, 1 thread": Share(num_cpus=1),
     "one task, 2 threads": Share(num_cpus=2),
@@ -79,7 +79,7 @@ def show_speeds(cluster: Cluster, folder: str, rounds: int) -> None:
     for _ in range(rounds):
         for name, share in SHARES.items():
             found[name] += cluster.stream(speed, (folder,), share)
-    print(f"N = 64, M = 96, 8 crops of 256 px a step: median of {rounds} rounds in turn\n")
+    print(f"N = 64, M = 96, 8 crops of 256 px a step: median of {rounds} round(s) in turn\n")
     print(f"  {'':26} images/s   processor ms an image")
     medians: dict[str, Any] = {
         name: {key: float(np.median([r[key] for r in results])) for key in results[0]}
