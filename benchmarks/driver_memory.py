@@ -26,8 +26,8 @@ from machine import machine
 
 from jobs import quantize
 from jobs.cluster import Cluster
-from jobs.experiment import QuantizeResources
 from jobs.quantize import Part
+from jobs.resources import QuantizeResources
 from jobs.stage import Node, Task
 from storage.claims import Claims
 from storage.keys import canonical_json

@@ -44,7 +44,7 @@ class Online:
         self.tables, self.pixels, self.precision, self.whole = tables, pixels, precision, whole
         self.network = codec.network.to(memory_format=torch.channels_last)
 
-    def batch(self, step: int, size: int) -> LatentBatch:
+    def batch(self, step: int, size: int, rows: slice = slice(None)) -> LatentBatch:
         generator = np.random.default_rng(step)
         chosen = [self.pixels[i] for i in generator.integers(len(self.pixels), size=size)]
         if self.whole:
@@ -121,9 +121,9 @@ class Timed:
     def __init__(self, source: LatentCrops | Online) -> None:
         self.source, self.seconds = source, list[float]()
 
-    def batch(self, step: int, size: int) -> LatentBatch:
+    def batch(self, step: int, size: int, rows: slice = slice(None)) -> LatentBatch:
         start = time.perf_counter()
-        batch = self.source.batch(step, size)
+        batch = self.source.batch(step, size, rows)
         self.seconds.append(time.perf_counter() - start)
         return batch
 

@@ -24,7 +24,7 @@ from machine import machine
 
 from jobs import quantize
 from jobs.cluster import Cluster, set_threads
-from jobs.experiment import QuantizeResources
+from jobs.resources import QuantizeResources
 from jobs.stage import Node, Task
 from pipeline.bitstream.codec_file import split
 from pipeline.codec.artifact import Codec

@@ -46,6 +46,10 @@ class InfeasibleResources(ValueError):
     """A stage asks for more than any node has; Ray would wait for ever."""
 
 
+class GroupLost(RuntimeError):
+    """A worker of several that share a training was lost, and with it all of them."""
+
+
 class TaskFailed(RuntimeError):
     """A task raised, or its worker was lost too often; carries the worker's traceback.
 
@@ -71,11 +75,12 @@ class Interrupted(RuntimeError):
 
 @dataclass(frozen=True)
 class Share:
-    """What one task of a stage occupies, and how many are in flight."""
+    """What one task of a stage occupies, how many are in flight, and on how many workers each runs at once."""
 
-    num_cpus: float = 1.0
+    num_cpus: float = 1.0  # of each worker
     num_gpus: float = 0.0
     in_flight: int = 64
+    workers: int = 1
 
 
 def set_threads(count: int) -> None:
@@ -101,6 +106,7 @@ class Cluster:
         self._interrupted = False
         self._worked = threading.local()  # each stage instance is driven by one thread
         self._pending: set[Any] = set()  # references that some thread waits for
+        self._groups: dict[Share, threading.Semaphore] = {}
 
     def require(self, shares: Mapping[str, Share]) -> None:
         """Connect, and look before any work begins whether each stage's tasks fit on a node.
@@ -172,15 +178,17 @@ class Cluster:
         self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share
     ) -> Iterator[Message]:
         """One task that yields messages, as it yields them. A task whose worker is lost starts again:
-        what it has finished it must find by itself (a checkpoint).
+        what it has finished it must find by itself (a checkpoint). With several workers it runs on all of them,
+        and the messages are those of the first (see `jobs.group`).
 
         Raises:
             TaskFailed, InfeasibleResources, Interrupted: as `map`.
         """
         self._start(share)
+        once = self._stream_once if share.workers == 1 else self._stream_group
         for attempt in range(LOST_WORKER_RETRIES + 1):
             try:
-                yield from self._stream_once(function, args, share)
+                yield from once(function, args, share)
                 return
             except Exception as error:
                 self._check_interrupted()
@@ -190,7 +198,7 @@ class Cluster:
     def _stream_once(
         self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share
     ) -> Iterator[Message]:
-        remote = self._remote(_generate, function, share, num_returns="streaming")
+        remote = self._remote(generate, function, share, num_returns="streaming")
         references = self._submit(remote, function, share, args)
         try:
             for reference in references:
@@ -199,6 +207,31 @@ class Cluster:
                 yield message
         finally:
             self._pending.discard(references)
+
+    def _stream_group(
+        self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share
+    ) -> Iterator[Message]:
+        """As `_stream_once`, on several workers. A group is asked to end, not killed: see `jobs.group`."""
+        from jobs import group
+
+        with self._room(share):
+            messages = group.open_queue()
+            remote = self._remote(group.lead, function, Share(num_cpus=0))
+            with self._lock:
+                self._check_interrupted()
+                lead = remote.remote(function, share, (args, messages))
+            try:
+                for seconds, message in group.receive(messages, lead, self._check_interrupted):
+                    self._count(seconds * share.workers)
+                    yield message
+            finally:
+                group.end(messages, lead)
+
+    def _room(self, share: Share) -> threading.Semaphore:
+        """For as many groups as fit at once: one that waits holds some processes already."""
+        with self._lock:
+            fitting = _places(self._ray, share) // share.workers
+            return self._groups.setdefault(share, threading.Semaphore(fitting))
 
     def worked_s(self) -> float:
         """Seconds that workers have spent for this thread so far; waiting for a free one is not among them."""
@@ -237,7 +270,7 @@ class Cluster:
     def _submit(self, remote: Any, function: Callable[..., Any], share: Share, args: tuple[Any, ...]) -> Any:
         with self._lock:
             self._check_interrupted()
-            reference = remote.remote(function, _threads(share), args)
+            reference = remote.remote(function, share, args)
             self._pending.add(reference)
         return reference
 
@@ -289,7 +322,7 @@ def _workers_environment() -> Iterator[None]:
 
 
 def _require_feasible(ray: Any, share: Share, stage: str) -> None:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _nodes(ray)
     for resource, wanted in (("CPU", share.num_cpus), ("GPU", share.num_gpus)):
         most = max((float(node.get(resource, 0)) for node in nodes), default=0.0)
         if wanted > most:
@@ -298,25 +331,44 @@ def _require_feasible(ray: Any, share: Share, stage: str) -> None:
                 f"{option}: a task wants {wanted:g}, but no node has more than {most:g}: Ray would wait for ever. "
                 f"Lower it, as in --set {option}={most:g}, or add a node"
             )
+    if share.workers > (places := _places(ray, share)):
+        raise InfeasibleResources(
+            f"resources.{stage}.workers: {share.workers} are to work at once, each with num_cpus {share.num_cpus:g} "
+            f"and num_gpus {share.num_gpus:g}, but all nodes together have room for {places}: Ray would wait for "
+            f"ever. Lower it, as in --set resources.{stage}.workers={places}, or what each occupies, or add a node"
+        )
+
+
+def _nodes(ray: Any) -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _places(ray: Any, share: Share) -> int:
+    """How many tasks of a share all nodes together have room for, each on one node."""
+    wanted = {"CPU": share.num_cpus, "GPU": share.num_gpus}
+    return sum(
+        min(int(node.get(resource, 0) // amount) for resource, amount in wanted.items() if amount)
+        for node in _nodes(ray)
+    )
 
 
 def _threads(share: Share) -> int:
     return max(1, int(share.num_cpus))
 
 
-def _call(function: Callable[..., Result], threads: int, args: tuple[Any, ...]) -> tuple[float, Result]:
+def _call(function: Callable[..., Result], share: Share, args: tuple[Any, ...]) -> tuple[float, Result]:
     """Runs in the worker; gives the seconds it took, too."""
-    set_threads(threads)
+    set_threads(_threads(share))
     clock = time.monotonic()
     result = function(*args)
     return time.monotonic() - clock, result
 
 
-def _generate(
-    function: Callable[..., Iterator[Message]], threads: int, args: tuple[Any, ...]
+def generate(
+    function: Callable[..., Iterator[Message]], share: Share, args: tuple[Any, ...]
 ) -> Generator[tuple[float, Message], None, None]:
     """Runs in the worker; gives the seconds since the message before, too."""
-    set_threads(threads)
+    set_threads(_threads(share))
     clock = time.monotonic()
     for message in function(*args):
         yield time.monotonic() - clock, message
@@ -331,6 +383,7 @@ def _worker_lost(error: BaseException) -> bool:
         exceptions.NodeDiedError,
         exceptions.LocalRayletDiedError,
         exceptions.OutOfMemoryError,
+        GroupLost,
     )
     return isinstance(error, lost)
 

@@ -25,6 +25,7 @@ from pydantic import (
 from jobs.arms import Arm, controlled, ordered
 from jobs.fields import Channels, Metric, Name, Section, Seed, as_list, distinct
 from jobs.quantizer_section import QuantizerSection
+from jobs.resources import AllResources
 from pipeline import shipped
 
 
@@ -101,15 +102,13 @@ class Train(Section):
     steps: PositiveInt = 60_000
     batch: PositiveInt = 8
     crop: Annotated[int, Field(ge=64, multiple_of=64)] = 256  # pixels; smaller images are reflect-padded
-    initialise: Literal["transform", "random"] = (
-        "transform"  # how g_a and g_s begin without a codec to start from
-    )
+    # how g_a and g_s begin without a codec to start from
+    initialise: Literal["transform", "random"] = "transform"
     optimizer: Literal["muon", "adam"] = "adam"  # of the filters; all else is trained by Adam
     learning_rate: PositiveFloat = 1e-3
     transform_rate: PositiveFloat = 0.3  # of it, for g_a and g_s, which start close to where they should be
-    warmup: Annotated[int, Field(ge=0)] = (
-        200  # steps of linear rise, then a cosine down to a hundredth of the peak
-    )
+    # steps of linear rise, then a cosine down to a hundredth of the peak
+    warmup: Annotated[int, Field(ge=0)] = 200
     clip: PositiveFloat = 1.0  # largest norm of the gradient
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     weights: Literal["float32", "bfloat16"] = "float32"  # of the finished codec, rounded before it is used
@@ -180,40 +179,6 @@ class Report(Section):
     references: dict[str, list[Annotated[list[float], AfterValidator(_rate_and_quality)]]] = {}
 
 
-class Resources(Section):
-    """How one stage executes; enters no key."""
-
-    num_cpus: PositiveFloat = 1.0
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0
-    in_flight: PositiveInt = 64  # tasks submitted at once, at most
-    log_every: PositiveInt = 20  # steps
-    checkpoint_every: PositiveInt = 500  # steps
-
-
-class QuantizeResources(Resources):
-    """Of `quantize`."""
-
-    max_failures: Annotated[int, Field(ge=0)] = 10  # images that are given up before the stage is
-
-
-class TrainResources(Resources):
-    """Of `train` and `finetune`."""
-
-    num_cpus: PositiveFloat = 2.0
-    compile: Literal["auto", True, False] = "auto"  # auto: long trainings, where a C++ compiler is
-
-
-class AllResources(Section):
-    ingest: Resources = Resources()
-    train: TrainResources = TrainResources()
-    tables: Resources = Resources()
-    tune: Resources = Resources()
-    quantize: QuantizeResources = QuantizeResources()
-    finetune: TrainResources = TrainResources()
-    evaluate: Resources = Resources()
-    report: Resources = Resources()
-
-
 class Experiment(Section):
     """The whole file."""
 
@@ -246,6 +211,11 @@ class Experiment(Section):
         if any(arm.retune for arm in self.arms.values()):
             for quantizer in self.quantizers.values():
                 quantizer.require_tunable("retune")
+        if self.train:
+            self.resources.train.require_equal_shares("train", "train", self.train.batch)
+        for name, arm in self.arms.items():
+            if arm.parts != "none":
+                self.resources.finetune.require_equal_shares("finetune", f"arms.{name}", arm.batch)
         if len(set(self.lmbdas)) != len(self.lmbdas):
             raise ValueError(f"`codec` holds two codecs of one λ, found {self.lmbdas}")
         return self

@@ -2,7 +2,7 @@
 
 Reads   latents (and, for the controls, pixels again through the encoder), copied once into node-local memmaps.
 Key     the arm's settings, λ, seed; digests of the codec, the tables and the latents of just these images.
-Work    one Ray task; checkpoints under attempts/, so a killed finetuning goes on.
+Work    one Ray task, or one on each of several workers; checkpoints under attempts/, so a killed finetuning goes on.
 Commits the finetuned codec and its metrics.
 """
 
@@ -49,6 +49,7 @@ def finetune_codec(
     from pipeline.codec.artifact import Codec
     from pipeline.quantizers import Tables
     from pipeline.training.finetune import FinetuneSettings, FinetuneTraining
+    from pipeline.training.group import Group
 
     workspace = Workspace(place.root)
     codec = Codec.from_bytes(workspace.blobs.get(inputs["codec"]["blob"]))
@@ -63,7 +64,9 @@ def finetune_codec(
         yield {
             "say": f"no plain rounding has the latents' MSE of {wanted:.4g}: this control has {control.mse:.4g}"
         }
-    training = FinetuneTraining(arm, codec, tables, crops, control, compiled=compiled)
+    training = FinetuneTraining(
+        arm, codec, tables, crops, control, compiled=compiled, group=Group.of_process()
+    )
     for message in run_loop(training, schedule, place):
         if "metrics" not in message:
             yield message

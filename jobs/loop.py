@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from jobs.experiment import Resources, TrainResources
+from jobs.resources import Resources, TrainResources
 from storage.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.training.group import Group
 
 KEPT_CHECKPOINTS = 2
 COMPILED_FROM_STEPS = 2000  # compiling takes as long as some hundred (benchmarks/training_step.txt)
@@ -26,6 +29,7 @@ class Training(Protocol):
     """What a loop drives: BaseTraining or FinetuneTraining."""
 
     step: int
+    group: Group
 
     def advance(self) -> dict[str, float]: ...
     def to_bytes(self) -> bytes: ...
@@ -75,9 +79,16 @@ def run_loop(
     Yields:
         Every `log_every` steps the mean metrics since the last message, with `step` and `steps_per_s`; at the end
         {"metrics": JSON lines of all of them}. {"say": …} tells of checkpoints: what it goes on from, what is damaged.
+        Of a group of workers the first alone yields, and keeps checkpoints.
     """
     workspace = Workspace(place.root)
+    if training.group.rank:
+        _agree(training)
+        while training.step < schedule.steps:
+            training.advance()
+        return
     lines = yield from _resume(training, workspace, place)
+    _agree(training)
     sums: dict[str, float] = {}
     since, clock = training.step, time.monotonic()
     while training.step < schedule.steps:
@@ -98,6 +109,15 @@ def run_loop(
         if training.step % schedule.checkpoint_every == 0 and not last:
             _checkpoint(training, lines, workspace, place)
     yield {"metrics": "".join(line + "\n" for line in lines)}
+
+
+def _agree(training: Training) -> None:
+    """All workers of a group begin with what the first one has: weights, moments, step."""
+    group = training.group
+    if group.size > 1:
+        state = group.from_first(b"" if group.rank else training.to_bytes())
+        if group.rank:
+            training.resume(state)
 
 
 def _checkpoint(training: Training, lines: list[str], workspace: Workspace, place: Place) -> None:

@@ -17,8 +17,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.cluster import TaskFailed
-from jobs.experiment import QuantizeResources
 from jobs.local import image_digests
+from jobs.resources import QuantizeResources
 from jobs.stage import Node, Outcome, Output, Task
 from storage.buckets import binary, buckets
 from storage.claims import Claims

@@ -15,9 +15,9 @@ from threading import Event
 from typing import Any
 
 from jobs.cluster import Cluster, Interrupted
-from jobs.experiment import AllResources
 from jobs.plan import Results, Step, input_outputs, resolve
 from jobs.progress import Board, Heartbeat, is_alive, read_beat
+from jobs.resources import AllResources
 from jobs.stage import Node, Outcome, Task
 from storage.errors import StorageFull
 from storage.workspace import Workspace

@@ -13,13 +13,14 @@ from rich.console import Console
 
 from jobs import report
 from jobs.cluster import Cluster
-from jobs.experiment import AllResources, Experiment
+from jobs.experiment import Experiment
 from jobs.graph import expand, import_node
 from jobs.lineage import Account, Follower
 from jobs.local import image_digests
 from jobs.plan import Results, Step, input_outputs, resolve, select
 from jobs.progress import Board
 from jobs.quantize import quantized
+from jobs.resources import AllResources
 from jobs.run import STAGES, Drive, load_results, run
 from jobs.stage import share
 from storage.images import ImageStore
@@ -217,20 +218,29 @@ def _refuse_retraining(
 ) -> None:
     """Stop where a codec of this experiment and λ exists and would be trained anew with other ingredients.
 
+    A training that goes on from one of them has nothing to ask for: it adds to what they cost.
+
     Args:
         stood_on: keys of codecs that this experiment took from another that had trained them.
     """
     if step.node.stage != "train" or step.key is None:
         return
-    for key, old in results.get("train", {}).items():
-        ours = old["experiment"] == experiment.name or key in stood_on
-        if ours and old["axes"] == dict(step.node.axes):
-            raise WouldRetrain(
-                f"{step.node.id} has been trained before in experiment {experiment.name!r} "
-                f"({old['seconds']:.0f} s, ended {old['ended']}), and now {step.why}. To train it again, add "
-                "--retrain; to keep the old one, undo the change (images under `latents.images` need no retraining; "
-                "`train.ladder: false` trains every λ from scratch)"
-            )
+    trained = [
+        old
+        for key, old in results.get("train", {}).items()
+        if (old["experiment"] == experiment.name or key in stood_on) and old["axes"] == dict(step.node.axes)
+    ]
+    codecs = [old["outputs"]["codec"]["digest"] for old in trained]
+    assert step.ingredients
+    if trained and step.ingredients["inputs"].get("start") not in codecs:
+        old = max(trained, key=lambda record: str(record["ended"]))
+        raise WouldRetrain(
+            f"{step.node.id} has been trained before in experiment {experiment.name!r} "
+            f"({old['seconds']:.0f} s, ended {old['ended']}), and now {step.why}. To train it again, add "
+            "--retrain; to keep the old one, undo the change (images under `latents.images` need no retraining; "
+            "`train.ladder: false` trains every λ from scratch); to go on from it for `train.steps` more steps, "
+            f"--set train.start.digest={old['outputs']['codec']['digest']}"
+        )
 
 
 def _made(step: Step) -> str:

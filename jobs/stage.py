@@ -10,7 +10,7 @@ from jobs.cluster import Cluster, Share
 from storage.workspace import Workspace
 
 if TYPE_CHECKING:
-    from jobs.experiment import Resources
+    from jobs.resources import Resources
 
 Output = dict[str, Any]  # {"kind", "digest", "blob", "note"}; see docs/design/structure.md
 
@@ -63,7 +63,8 @@ class Task:
 
 def share(resources: Resources) -> Share:
     """What one task occupies, as the experiment file has it."""
-    return Share(resources.num_cpus, resources.num_gpus, resources.in_flight)
+    workers = getattr(resources, "workers", 1)  # of trainings alone
+    return Share(resources.num_cpus, resources.num_gpus, resources.in_flight, workers)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Reads   the pixels of an image set, copied once into a node-local memmap; the codec it starts from, and
         held-out images for a curve of the loss, where the file names them.
 Key     the settings of `train` with one λ, and the digests of the image set and of that codec.
-Work    one Ray task; checkpoints under attempts/, so a killed training goes on.
+Work    one Ray task, or one on each of several workers; checkpoints under attempts/, so a killed training goes on.
 Commits the codec (weights, integer hyper synthesis, tables of the prior) and its metrics.
 """
 
@@ -70,6 +70,7 @@ def train_codec(
     from jobs.local import image_digests, local_pixels
     from pipeline.codec.artifact import Codec
     from pipeline.training.base import BaseSettings, BaseTraining
+    from pipeline.training.group import Group
 
     workspace = Workspace(place.root)
 
@@ -83,6 +84,7 @@ def train_codec(
         start=Codec.from_bytes(workspace.blobs.get(blobs["start"])) if "start" in blobs else None,
         start_lmbda=settings.get("start_lmbda"),
         compiled=compiled,
+        group=Group.of_process(),
     )
     measure = None
     if "held_out" in blobs:

@@ -37,7 +37,7 @@ class LocalCache:
 
     def __init__(self, root: Path) -> None:
         """A cache in the folder `root`, which belongs to one node: locks do not reach further."""
-        self._root = root
+        self.root = root
 
     @classmethod
     def default(cls) -> LocalCache:
@@ -56,11 +56,11 @@ class LocalCache:
         Raises:
             StorageFull: nothing is left behind. What `build` raises passes through, with the same effect.
         """
-        finished = self._root / key
+        finished = self.root / key
         if finished.is_dir():
             return finished
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(self._root / f"{key}.lock"):
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(self.root / f"{key}.lock"):
             if not finished.is_dir():
                 self._build(finished, build)
         return finished

@@ -174,6 +174,13 @@ def test_impossible_resources_are_told_at_once(cluster: Cluster) -> None:
         "resources.quantize.num_cpus: a task wants 99, but no node has more than 2: Ray would wait for ever. "
         "Lower it, as in --set resources.quantize.num_cpus=2, or add a node"
     )
+    with pytest.raises(InfeasibleResources) as told:
+        cluster.require({"train": Share(num_cpus=1, workers=3)})
+    assert str(told.value) == (
+        "resources.train.workers: 3 are to work at once, each with num_cpus 1 and num_gpus 0, but all nodes together "
+        "have room for 2: Ray would wait for ever. Lower it, as in --set resources.train.workers=2, or what each "
+        "occupies, or add a node"
+    )
     with pytest.raises(InfeasibleResources, match=r"num_gpus: a task wants 8, but no node has more than \d"):
         cluster.run(square, (1,), Share(num_gpus=8))
 

@@ -9,7 +9,7 @@ import typer
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
-from jobs import arms, experiment
+from jobs import arms, experiment, resources
 from jobs.cli import app
 from jobs.fields import Section
 from jobs.quantizer_section import QuantizerSection
@@ -28,7 +28,7 @@ SECTIONS: dict[str, type[Section]] = {
     "`arms`": arms.Arm,
     "`evaluate`": experiment.Evaluate,
     "`report`": experiment.Report,
-    "`resources`": experiment.TrainResources,
+    "`resources`": resources.TrainResources,
 }
 
 
@@ -55,8 +55,8 @@ def test_every_section_is_documented() -> None:
 @pytest.mark.parametrize("title", SECTIONS)
 def test_keys_and_defaults_are_those_of_the_models(title: str) -> None:
     fields, documented = dict(SECTIONS[title].model_fields), _documented()[title]
-    if SECTIONS[title] is experiment.TrainResources:  # one table for all stages
-        others = experiment.QuantizeResources.model_fields
+    if SECTIONS[title] is resources.TrainResources:  # one table for all stages
+        others = resources.QuantizeResources.model_fields
         fields |= {name: field for name, field in others.items() if name not in fields}
     assert list(documented) == list(fields)
     for name, field in fields.items():

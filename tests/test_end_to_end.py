@@ -209,6 +209,19 @@ def test_a_changed_codec_is_not_trained_again_unasked(reference: Lab, tmp_path: 
     assert len(lab.records("results/train")) == 2
 
 
+def test_more_steps_go_on_from_the_codec_unasked(reference: Lab, tmp_path: Path) -> None:
+    lab = reference.copy(tmp_path / "workspace")
+    with pytest.raises(WouldRetrain) as refused:
+        lab.run("train.steps=40", stage="train")
+    old = lab.record("train")["outputs"]["codec"]["digest"]
+    said = f"to go on from it for `train.steps` more steps, --set train.start.digest={old}"
+    assert said in str(refused.value)
+    printed = lab.run(f"train.start.digest={old}", "train.steps=4", "train.learning_rate=1e-4", stage="train")
+    assert "compute: 1 import, 1 train" in printed
+    (new,) = [r for r in lab.records("results/train").values() if "start" in r["ingredients"]["inputs"]]
+    assert new["ingredients"]["inputs"]["start"] == old
+
+
 def test_two_runs_on_one_workspace_give_one_set_of_results(
     reference: Lab, ray_address: str, tmp_path: Path
 ) -> None:

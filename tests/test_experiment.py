@@ -111,6 +111,15 @@ def test_set_overrides_values_and_paths_are_relative_to_the_current_folder(
         ("quantizers.urq={kind: urq, tune: true, centroids: true}", r"leave `centroids` out"),
         ("tune.count=1", r"tune\.count: .*greater than or equal to 2 \(found 1\)"),
         ("tune.crop=100", r"tune\.crop: .*multiple of 64 \(found 100\)"),
+        (
+            "resources.train.workers=3",
+            r"expected train\.batch to be a multiple of resources\.train\.workers, 3, found 8",
+        ),
+        (
+            "resources.finetune.workers=3",
+            r"expected arms\.paper\.batch to be a multiple of resources\.finetune\.workers, 3, found 8",
+        ),
+        ("resources.evaluate.workers=2", r"resources\.evaluate\.workers: unknown key"),
         ("arms.base.steps=3", r"arms\.base: an arm without `parts` trains nothing and takes no steps"),
         ("arms.base.retune=true", r"arms\.base: `retune` needs `after`"),
         ("arms.new={after: base, retune: true}", r"'new': expected `after` to name an arm .* found 'base'"),

@@ -16,8 +16,9 @@ import PIL.Image
 import pytest
 
 from jobs import ingest
-from jobs.experiment import Images, Resources
+from jobs.experiment import Images
 from jobs.ingest import EmptyFolder, File, Unreadable, list_files
+from jobs.resources import Resources
 from jobs.stage import Node, Outcome, Task
 from storage.images import ImageStore
 from storage.workspace import Workspace

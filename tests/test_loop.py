@@ -16,9 +16,10 @@ from laboratory import wait_until
 from rich.console import Console
 
 from jobs import ingest, progress, train
-from jobs.experiment import Images, TrainResources
+from jobs.experiment import Images
 from jobs.loop import Message, Place, Schedule, run_loop
 from jobs.progress import Board, Heartbeat, is_alive, read_beat
+from jobs.resources import TrainResources
 from jobs.stage import Node, Task
 from pipeline.training.base import BaseSettings, BaseTraining
 from pipeline.training.optimization import CheckpointError

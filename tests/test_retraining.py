@@ -8,10 +8,11 @@ from PIL import Image
 from rich.console import Console
 
 from jobs.cluster import Cluster
-from jobs.experiment import AllResources, Experiment, check
+from jobs.experiment import Experiment, check
 from jobs.graph import expand
 from jobs.plan import resolve
 from jobs.progress import Board
+from jobs.resources import AllResources
 from jobs.run import Drive, RunFailed, run
 from jobs.session import WouldRetrain, _refuse_retraining
 from storage.workspace import Workspace
@@ -47,6 +48,7 @@ def test_training_is_refused_once_its_images_are_known(experiment: Experiment, t
         "axes": {"lmbda": 0.013},
         "seconds": 7200.0,
         "ended": "2026-01-01",
+        "outputs": {"codec": {"digest": "c" * 64}},
         "ingredients": {**(train.ingredients or {}), "inputs": {"images": "a" * 64}},
     }
     results = {"train": {"0" * 64: old}}

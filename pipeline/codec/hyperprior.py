@@ -80,22 +80,26 @@ class MeanScaleHyperprior(nn.Module):
             bias.uniform_(-0.5, 0.5, generator=generator)
         return self
 
-    def forward(self, image_BCHW: Tensor, generator: torch.Generator) -> Trained:
+    def forward(
+        self, image_BCHW: Tensor, generator: torch.Generator, batch: int | None = None, first: int = 0
+    ) -> Trained:
         """One training pass with uniform noise in place of rounding, for the rate and for the decoder.
 
         Args:
             image_BCHW: (B, 3, H, W) in [0, 1], H and W multiples of 64.
             generator: where the noise is drawn from (on its own device, so a CPU generator gives the same noise
                 whatever the images' device).
+            batch, first: the images are rows of a batch of this size, from this one on, and get the noise that they
+                would get there; by default they are the batch.
 
         Runs under autocast as the caller sets it; entropy models are float32 always.
         """
         y = self.g_a(image_BCHW)
         z = self.h_a(y).float()
         y = y.float()
-        z_noisy = z + uniform_noise(z, generator)
+        z_noisy = z + uniform_noise(z, generator, batch, first)
         scales, means = self.h_s(z_noisy).float().chunk(2, 1)
-        y_noisy = y + uniform_noise(y, generator)
+        y_noisy = y + uniform_noise(y, generator, batch, first)
         return Trained(
             x_hat=self.g_s(y_noisy).float(),
             bits_y=gaussian_bits(y_noisy, scales, means).sum(),
@@ -107,7 +111,16 @@ class MeanScaleHyperprior(nn.Module):
         return self.entropy_bottleneck.auxiliary_loss()
 
 
-def uniform_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform noise in [−½, ½) of `like`'s shape and dtype, drawn on the generator's device."""
-    noise = torch.rand(like.shape, generator=generator, device=generator.device, dtype=like.dtype)
-    return noise.to(like.device) - 0.5
+def uniform_noise(
+    like: Tensor, generator: torch.Generator, batch: int | None = None, first: int = 0
+) -> Tensor:
+    """Uniform noise in [−½, ½) of `like`'s shape and dtype, drawn on the generator's device.
+
+    Args:
+        batch, first: it is drawn for a batch of this size, of which `like` is the rows from `first` on.
+    """
+    count, *shape = like.shape
+    noise = torch.rand(
+        (batch or count, *shape), generator=generator, device=generator.device, dtype=like.dtype
+    )
+    return noise[first : first + count].to(like.device) - 0.5

@@ -17,9 +17,11 @@ from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 from pipeline.pixels import Pixels, centre_crop
 from pipeline.training import initialisation
+from pipeline.training.group import ALONE, Group
 from pipeline.training.latent_crops import Arrays
 from pipeline.training.optimization import (
     autocast,
+    gradients,
     image_batch,
     learning_rate_factor,
     make_adam,
@@ -67,6 +69,7 @@ class BaseTraining:
         start: Codec | None = None,
         start_lmbda: float | None = None,
         compiled: bool = False,
+        group: Group = ALONE,
     ) -> None:
         """Start at step 0.
 
@@ -76,11 +79,13 @@ class BaseTraining:
             start_lmbda: the λ it was trained with: its latents are scaled by √(λ / start_lmbda), at which the
                 unit step is as right for the new λ as it was for that one.
             compiled: fuse what is not convolution by `torch.compile`, at its first step.
+            group: of the workers that share each batch.
 
         Raises:
-            ValueError: `start` has another N or M than the settings.
+            ValueError: `start` has another N or M than the settings, or the group cannot share the batch equally.
         """
-        self.settings, self.images = settings, images
+        self.settings, self.images, self.group = settings, images, group
+        self.rows = group.rows(settings.batch)
         self.device = training_device()
         self.precision = resolve_precision(settings.precision, self.device)
         network = MeanScaleHyperprior(settings.N, settings.M)
@@ -110,12 +115,13 @@ class BaseTraining:
         image_BCHW = self._batch()
         noise = torch.Generator(self.device).manual_seed(_seed(s.seed, self.step))
         with autocast(self.precision, self.device):
-            out = self.forward(image_BCHW, noise)
+            out = self.forward(image_BCHW, noise, s.batch, self.rows.start)
         mse = torch.mean(torch.square(out.x_hat.float() - image_BCHW))
-        bpp = (out.bits_y + out.bits_z) / (s.batch * s.crop * s.crop)
+        bpp = (out.bits_y + out.bits_z) / (len(image_BCHW) * s.crop * s.crop)
         loss = bpp + s.lmbda * 255**2 * mse
         self.network.zero_grad()
         loss.backward()
+        self.group.average([*gradients(self.trained), *(value.detach() for value in (loss, bpp, mse))])
         norm = torch.nn.utils.clip_grad_norm_(self.trained, s.clip, foreach=True)
         metrics = step_metrics(self.step, "train.learning_rate", loss=loss, bpp=bpp, mse=mse, grad_norm=norm)
         for optimizer in self.main.values():
@@ -171,6 +177,7 @@ class BaseTraining:
         }
 
     def _auxiliary_step(self) -> None:
+        """Its loss is of the weights alone, and so the same on all workers of a group."""
         self.auxiliary.zero_grad()
         self.network.auxiliary_loss().backward()
         self.auxiliary.step()
@@ -186,8 +193,8 @@ class BaseTraining:
         s = self.settings
         generator = np.random.default_rng([s.seed, self.step])
         chosen = generator.integers(len(self.images), size=s.batch)
-        crops = np.stack([random_crop(self.images[int(i)], s.crop, generator) for i in chosen])
-        return image_batch(crops, self.device)
+        crops = [random_crop(self.images[int(i)], s.crop, generator) for i in chosen]  # views
+        return image_batch(np.stack(crops[self.rows]), self.device)
 
 
 def _take_weights(network: MeanScaleHyperprior, start: MeanScaleHyperprior) -> None:

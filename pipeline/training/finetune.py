@@ -24,8 +24,10 @@ from pipeline.codec.artifact import Codec
 from pipeline.quantizers.lookup import code_bits
 from pipeline.quantizers.tables import Tables
 from pipeline.sigma import SIGMA_LEVELS, SIGMA_MAX, SIGMA_MIN
+from pipeline.training.group import ALONE, Group
 from pipeline.training.latent_crops import LatentBatch, LatentCrops
 from pipeline.training.optimization import (
+    gradients,
     image_batch,
     learning_rate_factor,
     make_optimizers,
@@ -96,14 +98,19 @@ class FinetuneTraining:
         control: Control,
         *,
         compiled: bool = False,
+        group: Group = ALONE,
     ) -> None:
         """Start from a codec at step 0; the codec itself is not changed.
 
         Args:
             compiled: fuse what is not convolution by `torch.compile`, at the first step.
+            group: of the workers that share each batch.
+
+        Raises:
+            ValueError: the group cannot share the batch equally.
         """
         self.settings, self.codec, self.tables, self.crops = settings, codec, tables, crops
-        self.control = control
+        self.control, self.group, self.rows = control, group, group.rows(settings.batch)
         self.device = training_device()
         self.precision = resolve_precision(settings.precision, self.device)
         side = codec.decoder_side().to(self.device)
@@ -133,14 +140,17 @@ class FinetuneTraining:
         set_learning_rate(
             self.optimizers, s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup)
         )
-        batch = self.crops.batch(self.step, s.batch)
+        batch = self.crops.batch(self.step, s.batch, self.rows)
         mse = self._distortion(batch)
         bpp = self._rate(batch) if self.trains_scale else None
         loss = s.lmbda * 255**2 * mse + (0 if bpp is None else bpp)
         self.side.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, s.clip, foreach=True)
         rate = {} if bpp is None else {"bpp_y": bpp}
+        self.group.average(
+            [*gradients(self.trained), *(value.detach() for value in (loss, mse, *rate.values()))]
+        )
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, s.clip, foreach=True)
         metrics = step_metrics(
             self.step, "the arm's learning_rate", loss=loss, mse=mse, grad_norm=norm, **rate
         )
@@ -178,7 +188,7 @@ class FinetuneTraining:
         x_hat = self.synthesise(y_hat, mixed=self.precision == "bfloat16")
         image_BCHW = image_batch(batch.pixels, self.device)
         mask = torch.from_numpy(batch.loss_mask).to(self.device)[:, None]
-        return (torch.square(x_hat - image_BCHW) * mask).sum() / (3 * mask.sum())
+        return (torch.square(x_hat - image_BCHW) * mask).sum() / (3 * self.group.mean_count(mask))
 
     def _latents(self, batch: LatentBatch) -> Tensor:
         """What the decoder gets, float32 (B, M, w, w): stored reconstructions, or a control's."""
@@ -190,8 +200,9 @@ class FinetuneTraining:
             assert step is not None
             return means + torch.round((y - means) / step) * step
         assert self.control.noise_width is not None
-        random = np.random.default_rng([self.settings.seed, 2, self.step]).random(y.shape, np.float32) - 0.5
-        noise = random * self.control.noise_width[batch.fields["sigma_index"].astype(np.intp)]
+        whole = (self.settings.batch, *y.shape[1:])
+        random = np.random.default_rng([self.settings.seed, 2, self.step]).random(whole, np.float32) - 0.5
+        noise = random[self.rows] * self.control.noise_width[batch.fields["sigma_index"].astype(np.intp)]
         inside = torch.from_numpy(batch.latent_mask).to(self.device)[:, None]
         return y + torch.from_numpy(noise).to(self.device) * inside
 
@@ -211,7 +222,7 @@ class FinetuneTraining:
         )
         inside = torch.from_numpy(batch.latent_mask).to(self.device)[:, None]
         bits = ((1 - weight) * below + weight * above) * inside
-        return bits.sum() / (batch.latent_mask.sum() * 256)
+        return bits.sum() / (self.group.mean_count(inside) * 256)
 
     def _field(self, batch: LatentBatch, name: str) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(batch.fields[name])).to(self.device)

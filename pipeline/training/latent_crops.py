@@ -66,9 +66,9 @@ class LatentCrops:
         self.window = side // STRIDE
         self._grid = next(iter(fields.values()))
 
-    def batch(self, step: int, size: int) -> LatentBatch:
-        """The batch of a step: a function of (seed, step, size) alone."""
-        crops = [self._crop(step * size + i) for i in range(size)]
+    def batch(self, step: int, size: int, rows: slice = slice(None)) -> LatentBatch:
+        """The batch of a step, or some rows of it: a function of (seed, step, size) alone."""
+        crops = [self._crop(step * size + i) for i in range(size)[rows]]
         masks = [self._masks(crop) for crop in crops]
         return LatentBatch(
             {

@@ -124,6 +124,11 @@ def _matrix(filters: Tensor) -> Tensor:
     return filters.permute(0, 2, 3, 1).flatten(1)
 
 
+def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Of those parameters that have one."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
 def set_learning_rate(optimizers: Mapping[str, torch.optim.Optimizer], learning_rate: float) -> None:
     """For all parameters, or the share of it that theirs is."""
     for optimizer in optimizers.values():
