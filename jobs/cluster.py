@@ -10,6 +10,8 @@ import contextlib
 import logging
 import os
 import re
+import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -24,6 +26,9 @@ Result = TypeVar("Result")
 OBJECT_STORE_BYTES = 200 * 2**20  # embedded: only names and numbers travel
 KEPT_BYTES = 4 * 2**30  # of freed memory, by a worker while it lives
 LOST_WORKER_RETRIES = 3
+LOOK_EVERY_S = 1.0  # while tasks are waited for
+ASK_HEAD_EVERY_S = 5.0
+HEAD_SILENT_S = 20.0  # Ray itself waits for 60 s, and then ends this process without a word to anybody
 RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about num_gpus=0
@@ -69,6 +74,10 @@ class Interrupted(RuntimeError):
     """The run was stopped while a task was waited for."""
 
 
+class HeadLost(RuntimeError):
+    """The cluster's head does not answer any more; without it nothing can be waited for."""
+
+
 @dataclass(frozen=True)
 class Share:
     """What one task of a stage occupies, and how many are in flight."""
@@ -97,6 +106,7 @@ class Cluster:
         self.address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._lock = threading.Lock()
         self._ray: Any = None
+        self._head: _Head | None = None
         self._is_ours = False
         self._interrupted = False
         self._worked = threading.local()  # each stage instance is driven by one thread
@@ -124,6 +134,7 @@ class Cluster:
             TaskFailed: after all other items have finished, when one failed; their results are kept.
             InfeasibleResources: before anything is submitted.
             Interrupted: `interrupt` was called.
+            HeadLost: the cluster's head does not answer.
         """
         failures: list[TaskFailed] = []
         for item, result in self.attempt(function, items, share):
@@ -148,7 +159,7 @@ class Cluster:
                     running[self._submit(remote, function, share, item)] = (item, 0)
                 if not running:
                     break
-                (ready,), _ = ray.wait(list(running), num_returns=1)
+                ready = self._wait(list(running))
                 item, losses = running.pop(ready)
                 self._pending.discard(ready)
                 try:
@@ -175,13 +186,15 @@ class Cluster:
         what it has finished it must find by itself (a checkpoint).
 
         Raises:
-            TaskFailed, InfeasibleResources, Interrupted: as `map`.
+            TaskFailed, InfeasibleResources, Interrupted, HeadLost: as `map`.
         """
         self._start(share)
         for attempt in range(LOST_WORKER_RETRIES + 1):
             try:
                 yield from self._stream_once(function, args, share)
                 return
+            except HeadLost:
+                raise
             except Exception as error:
                 self._check_interrupted()
                 if attempt == LOST_WORKER_RETRIES or not _worker_lost(error):
@@ -193,12 +206,21 @@ class Cluster:
         remote = self._remote(_generate, function, share, num_returns="streaming")
         references = self._submit(remote, function, share, args)
         try:
-            for reference in references:
+            while (reference := next(self._wait([references]), None)) is not None:
                 seconds, message = self._ray.get(reference)
                 self._count(seconds)
                 yield message
         finally:
             self._pending.discard(references)
+
+    def _wait(self, references: list[Any]) -> Any:
+        """One of these references that is ready; looks after the head meanwhile."""
+        assert self._head
+        while True:
+            self._head.require()
+            ready, _ = self._ray.wait(references, num_returns=1, timeout=LOOK_EVERY_S)
+            if ready:
+                return ready[0]
 
     def worked_s(self) -> float:
         """Seconds that workers have spent for this thread so far; waiting for a free one is not among them."""
@@ -219,7 +241,7 @@ class Cluster:
         with self._lock:
             if self._is_ours:
                 self._ray.shutdown()
-            self._ray, self._is_ours = None, False
+            self._ray, self._head, self._is_ours = None, None, False
 
     def _remote(
         self,
@@ -249,8 +271,39 @@ class Cluster:
         with self._lock:
             if self._ray is None:
                 self._ray, self._is_ours = _connect(self.address)
+                self._head = _Head(self._ray.get_runtime_context().gcs_address)
         _require_feasible(self._ray, share, stage)
         return self._ray
+
+
+class _Head:
+    """The cluster's head, as far as one sees from its port. Safe to use from several threads."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._lock = threading.Lock()
+        self._asked = self._answered = time.monotonic()
+
+    def require(self) -> None:
+        """Ask, if that was some time ago.
+
+        Raises:
+            HeadLost: it has not answered for too long.
+        """
+        with self._lock:
+            if time.monotonic() - self._asked >= ASK_HEAD_EVERY_S:
+                host, _, port = self.address.rpartition(":")
+                with contextlib.suppress(OSError):
+                    socket.create_connection((host.strip("[]"), int(port)), ASK_HEAD_EVERY_S).close()
+                    self._answered = time.monotonic()
+                self._asked = time.monotonic()
+            silent_s = self._asked - self._answered
+        if silent_s > HEAD_SILENT_S:
+            raise HeadLost(
+                f"the head of the Ray cluster at {self.address} has not answered for {silent_s:.0f} s: its machine, its "
+                "network or Ray on it is gone. Start the cluster again and give the same command, with the new "
+                "--address if that has changed"
+            )
 
 
 def _connect(address: str) -> tuple[Any, bool]:
@@ -266,7 +319,7 @@ def _connect(address: str) -> tuple[Any, bool]:
         return ray, False
     embedded: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     # Ray puts the current folder first on the workers' sys.path: a folder `jobs/` there would hide ours
-    with contextlib.chdir(PACKAGES), _workers_environment():
+    with contextlib.chdir(PACKAGES), _workers_environment(), _handler_of_sigterm():
         ray.init(
             address=address,
             log_to_driver=False,
@@ -286,6 +339,17 @@ def _workers_environment() -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
+
+
+@contextlib.contextmanager
+def _handler_of_sigterm() -> Iterator[None]:
+    """The handler stays what it was: Ray puts its own there, which ends this process in the middle of anything."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _require_feasible(ray: Any, share: Share, stage: str) -> None:
