@@ -217,7 +217,7 @@ class Cluster:
         """One of these references that is ready; looks after the head meanwhile."""
         assert self._head
         while True:
-            self._head.require()
+            self._head.look()
             ready, _ = self._ray.wait(references, num_returns=1, timeout=LOOK_EVERY_S)
             if ready:
                 return ready[0]
@@ -272,8 +272,11 @@ class Cluster:
             if self._ray is None:
                 self._ray, self._is_ours = _connect(self.address)
                 self._head = _Head(self._ray.get_runtime_context().gcs_address)
-        _require_feasible(self._ray, share, stage)
-        return self._ray
+            ray, head = self._ray, self._head
+        assert head
+        head.wait()
+        _require_feasible(ray, share, stage)
+        return ray
 
 
 class _Head:
@@ -284,19 +287,15 @@ class _Head:
         self._lock = threading.Lock()
         self._asked = self._answered = time.monotonic()
 
-    def require(self) -> None:
-        """Ask, if that was some time ago.
+    def look(self) -> None:
+        """Ask whether it is there, if that was some time ago.
 
         Raises:
             HeadLost: it has not answered for too long.
         """
         with self._lock:
             if time.monotonic() - self._asked >= ASK_HEAD_EVERY_S:
-                host, _, port = self.address.rpartition(":")
-                with contextlib.suppress(OSError):
-                    socket.create_connection((host.strip("[]"), int(port)), ASK_HEAD_EVERY_S).close()
-                    self._answered = time.monotonic()
-                self._asked = time.monotonic()
+                self._ask()
             silent_s = self._asked - self._answered
         if silent_s > HEAD_SILENT_S:
             raise HeadLost(
@@ -304,6 +303,25 @@ class _Head:
                 "network or Ray on it is gone. Start the cluster again and give the same command, with the new "
                 "--address if that has changed"
             )
+
+    def wait(self) -> None:
+        """Before calls of Ray that would hang without it: until it answers. Raises HeadLost."""
+        while True:
+            with self._lock:
+                self._ask()
+                if self._asked == self._answered:
+                    return
+            self.look()
+            time.sleep(LOOK_EVERY_S)
+
+    def _ask(self) -> None:
+        host, _, port = self.address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ASK_HEAD_EVERY_S).close()
+        except OSError:
+            self._asked = time.monotonic()
+        else:
+            self._asked = self._answered = time.monotonic()
 
 
 def _connect(address: str) -> tuple[Any, bool]:

@@ -87,6 +87,7 @@ class Lab:
             for kind in ("records/results", "records/attempts", "attempts")
         ]
         gone += ["records/latents", "latents"] if "quantize" in without else []
+        gone += ["records/images", "images"] if "ingest" in without else []
         for name in ["records/experiments", *gone]:
             shutil.rmtree(root / name, ignore_errors=True)
         return self.beside(root)

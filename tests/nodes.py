@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Self
 
 import psutil
-from laboratory import wait_until, workers_at
+from laboratory import workers_at
 from ray._private.authentication.authentication_token_setup import (
     enable_token_auth_by_default,
     ensure_token_if_auth_enabled,
@@ -47,6 +45,10 @@ class Nodes:
     def working(self, function: str) -> list[int]:
         """Positions in `nodes` of those that run a function just now."""
         return [i for i, node in enumerate(self.nodes) if workers_at(function, _raylet(node))]
+
+    def workers(self, function: str) -> list[psutil.Process]:
+        """Processes that run a function just now, of all nodes."""
+        return [worker for node in self.nodes for worker in workers_at(function, _raylet(node))]
 
     def kill(self, position: int) -> None:
         """As a power cut does: all of a node's processes at once."""
