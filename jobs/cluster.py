@@ -11,13 +11,14 @@ import logging
 import os
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from jobs.head import Head, HeadLost
 
 Item = TypeVar("Item")
 Message = TypeVar("Message")
@@ -26,9 +27,12 @@ Result = TypeVar("Result")
 OBJECT_STORE_BYTES = 200 * 2**20  # embedded: only names and numbers travel
 KEPT_BYTES = 4 * 2**30  # of freed memory, by a worker while it lives
 LOST_WORKER_RETRIES = 3
-LOOK_EVERY_S = 1.0  # while tasks are waited for
-ASK_HEAD_EVERY_S = 5.0
-HEAD_SILENT_S = 20.0  # Ray itself waits for 60 s, and then ends this process without a word to anybody
+LOOK_EVERY_S = 1.0  # after the head, while tasks are waited for
+OUT_OF_MEMORY = (
+    f"its node ran out of memory each of {LOST_WORKER_RETRIES + 1} times. Let fewer tasks run there at once, by a "
+    "larger `num_cpus` of this stage under `resources`, or let each hold less: images of fewer pixels (their `scale` "
+    "or `max_pixels`), in trainings a smaller `batch` or `crop`. Or end what else takes the node's memory"
+)
 RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about num_gpus=0
@@ -74,10 +78,6 @@ class Interrupted(RuntimeError):
     """The run was stopped while a task was waited for."""
 
 
-class HeadLost(RuntimeError):
-    """The cluster's head does not answer any more; without it nothing can be waited for."""
-
-
 @dataclass(frozen=True)
 class Share:
     """What one task of a stage occupies, and how many are in flight."""
@@ -106,7 +106,7 @@ class Cluster:
         self.address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._lock = threading.Lock()
         self._ray: Any = None
-        self._head: _Head | None = None
+        self._head: Head | None = None
         self._is_ours = False
         self._interrupted = False
         self._worked = threading.local()  # each stage instance is driven by one thread
@@ -271,57 +271,12 @@ class Cluster:
         with self._lock:
             if self._ray is None:
                 self._ray, self._is_ours = _connect(self.address)
-                self._head = _Head(self._ray.get_runtime_context().gcs_address)
+                self._head = Head(self._ray.get_runtime_context().gcs_address)
             ray, head = self._ray, self._head
         assert head
         head.wait()
         _require_feasible(ray, share, stage)
         return ray
-
-
-class _Head:
-    """The cluster's head, as far as one sees from its port. Safe to use from several threads."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._lock = threading.Lock()
-        self._asked = self._answered = time.monotonic()
-
-    def look(self) -> None:
-        """Ask whether it is there, if that was some time ago.
-
-        Raises:
-            HeadLost: it has not answered for too long.
-        """
-        with self._lock:
-            if time.monotonic() - self._asked >= ASK_HEAD_EVERY_S:
-                self._ask()
-            silent_s = self._asked - self._answered
-        if silent_s > HEAD_SILENT_S:
-            raise HeadLost(
-                f"the head of the Ray cluster at {self.address} has not answered for {silent_s:.0f} s: its machine, its "
-                "network or Ray on it is gone. Start the cluster again and give the same command, with the new "
-                "--address if that has changed"
-            )
-
-    def wait(self) -> None:
-        """Before calls of Ray that would hang without it: until it answers. Raises HeadLost."""
-        while True:
-            with self._lock:
-                self._ask()
-                if self._asked == self._answered:
-                    return
-            self.look()
-            time.sleep(LOOK_EVERY_S)
-
-    def _ask(self) -> None:
-        host, _, port = self.address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), ASK_HEAD_EVERY_S).close()
-        except OSError:
-            self._asked = time.monotonic()
-        else:
-            self._asked = self._answered = time.monotonic()
 
 
 def _connect(address: str) -> tuple[Any, bool]:
@@ -424,5 +379,9 @@ def _failure(error: BaseException) -> TaskFailed:
         cause = error.cause if isinstance(error.cause, BaseException) else error
         failure = TaskFailed(f"{type(cause).__name__}: {cause}", cause)
         failure.add_note(ANSI_COLOUR.sub("", str(error)))  # holds the worker's traceback
+        return failure
+    if isinstance(error, exceptions.OutOfMemoryError):
+        failure = TaskFailed(f"OutOfMemoryError: {OUT_OF_MEMORY}")
+        failure.add_note(str(error).partition("\nObject store memory usage")[0])  # which node, and its limit
         return failure
     return TaskFailed(f"{type(error).__name__}: {error}")

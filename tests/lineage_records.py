@@ -311,8 +311,8 @@ def listening() -> Iterator[int]:
 def served(root: Path, port: int | None = None) -> Iterator[str]:
     """MLflow's server over a workspace, for as long as the block runs; its address."""
     if port is None:
-        with listening() as port:
-            pass
+        with listening() as free:
+            port = free
     command, variables = ui_command(str(root), port)
     with (
         (root / "ui.log").open("w") as log,

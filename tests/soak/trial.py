@@ -61,7 +61,9 @@ def new_lab(folder: Path, latent_images: int = 80) -> Lab:
     photos.write(folder / "test", photos.TEST)
     places = product(range(0, 100, 5), range(0, 240, 5), ("astronaut", "coffee", "chelsea", "rocket"))
     crops = ((name, top, left, 192, 192) for top, left, name in places)
-    photos.write(folder / "latents", tuple(crop for _, crop in zip(range(latent_images), crops, strict=False)))
+    photos.write(
+        folder / "latents", tuple(crop for _, crop in zip(range(latent_images), crops, strict=False))
+    )
     (folder / "experiment.yaml").write_text(EXPERIMENT)
     return Lab(folder, str(folder / "workspace"))
 
@@ -87,19 +89,21 @@ class Trial:
             amid = lambda: len(self.lab.parts()) >= PARTS and self.nodes.working("quantize_part")  # noqa: E731
         run.until(amid, f"work of {stage}")
 
-    def complete(self) -> str:
+    def complete(self, *arguments: str) -> str:
         """Give the same command again: it completes what is left, and leaves alone what was recorded.
 
         Returns:
             What it printed.
         """
         before, tries = self._recorded(), self._tries()
-        run = self.start()
+        run = self.start(*arguments)
         assert run.finish(RUN_S) == 0, run.text
         self.check()
         assert before.items() <= self._recorded().items(), "a record was changed"
         results = [tuple(name.split("/")[-2:]) for name in before if name.startswith("results/")]
-        assert [key for key in results if self._tries()[key] != tries[key]] == [], "a result was computed again"
+        assert [key for key in results if self._tries()[key] != tries[key]] == [], (
+            "a result was computed again"
+        )
         return run.text
 
     def check(self) -> None:
@@ -111,7 +115,9 @@ class Trial:
         """All records: bytes, and when they were written."""
         root = Path(self.lab.root, "records")
         files = [path for path in root.rglob("*.json") if path.is_file()]
-        return {str(f.relative_to(root).with_suffix("")): (f.read_bytes(), f.stat().st_mtime_ns) for f in files}
+        return {
+            str(f.relative_to(root).with_suffix("")): (f.read_bytes(), f.stat().st_mtime_ns) for f in files
+        }
 
     def _tries(self) -> Counter[tuple[str, ...]]:
         """How often each (stage, key) was begun."""
@@ -120,5 +126,5 @@ class Trial:
 
 def images_in_parts(lab: Lab) -> Counter[tuple[str, str]]:
     """In how many parts of a set each image lies, by (set, image)."""
-    parts = {name: record for name, record in lab.records("latents").items() if "/parts/" in name}
-    return Counter((name.split("/")[1], image["digest"]) for name, record in parts.items() for image in record["images"])
+    parts = [(name.split("/")[1], r) for name, r in lab.records("latents").items() if "/parts/" in name]
+    return Counter((key, image["digest"]) for key, record in parts for image in record["images"])
