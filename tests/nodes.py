@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Self
 
@@ -46,9 +47,9 @@ class Nodes:
         """Positions in `nodes` of those that run a function just now."""
         return [i for i, node in enumerate(self.nodes) if workers_at(function, _raylet(node))]
 
-    def workers(self, function: str) -> list[psutil.Process]:
-        """Processes that run a function just now, of all nodes."""
-        return [worker for node in self.nodes for worker in workers_at(function, _raylet(node))]
+    def workers(self, functions: str | Iterable[str]) -> list[psutil.Process]:
+        """Processes that run a function (or one of several) just now, of all nodes."""
+        return [worker for node in self.nodes for worker in workers_at(functions, _raylet(node))]
 
     def kill(self, position: int) -> None:
         """As a power cut does: all of a node's processes at once."""

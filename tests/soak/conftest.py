@@ -17,7 +17,7 @@ from trial import RUN_S, STAGES, Trial, new_lab
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from machine import machine
 
-TIMES = int(os.environ.get("RETRELLIS_SOAK_TIMES", "2"))  # how often each fault is tried
+TIMES = int(os.environ.get("RETRELLIS_SOAK_TIMES", "1"))  # how often each fault is tried
 
 
 @dataclass

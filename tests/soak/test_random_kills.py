@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from laboratory import Lab, Running
 from nodes import Nodes
@@ -15,9 +16,9 @@ from trial import FUNCTIONS, RUN_S, Trial, new_lab
 
 SEED = 5
 KILLS = 100
-BETWEEN_S = (1.0, 6.0)
+WORK_S = 8.0  # at most, from the first sign of work to the next kill
 VICTIMS = ("worker", "node", "driver")
-LONG = ("train.steps=4000", "resources.train.compile=false", "arms.noise.steps=1500", "arms.paper.steps=1500")
+LONG = ("train.steps=3000", "resources.train.compile=false", "arms.paper.steps=1500")
 SETS = tuple(word for override in LONG for word in ("--set", override))
 LATENT_IMAGES = 640
 
@@ -32,10 +33,10 @@ class Killer:
         self.run: Running = trial.start(*SETS)
 
     def step(self) -> bool:
-        """Wait, kill somebody, restart what is gone; False once the run is complete."""
-        end = time.monotonic() + self.random.uniform(*BETWEEN_S)
-        while time.monotonic() < end and self.run.process.poll() is None:
-            time.sleep(0.05)
+        """Let some work be done, kill somebody, restart what is gone; False once the run is complete."""
+        self.pause(lambda: not self.working())
+        end = time.monotonic() + self.random.uniform(0, WORK_S)
+        self.pause(lambda: time.monotonic() < end)
         code = self.run.process.poll()
         if code is None:
             self.kill(self.random.choice(VICTIMS))
@@ -45,10 +46,17 @@ class Killer:
             self.run = self.trial.start(*SETS)
         return code != 0
 
+    def pause(self, longer: Callable[[], bool]) -> None:
+        while self.run.process.poll() is None and longer():
+            time.sleep(0.1)
+
+    def working(self) -> list[psutil.Process]:
+        return self.trial.nodes.workers(FUNCTIONS.values())
+
     def kill(self, victim: str) -> None:
-        nodes, functions = self.trial.nodes, FUNCTIONS.values()
+        nodes = self.trial.nodes
         if victim == "worker":
-            workers = [worker for function in functions for worker in nodes.workers(function)]
+            workers = self.working()
             if not workers:
                 return
             self.random.choice(workers).kill()

@@ -32,7 +32,6 @@ quantizers:
   tcq4: {kind: tcq, trellis: vvc4, step: 0.7, lmbda_q: 0.1, tune: true}
 arms:
   base: {}
-  noise: {parts: decoder, latents: noise, steps: 60, batch: 2, crop: 96, precision: float32}
   paper: {parts: decoder, steps: 60, batch: 2, crop: 96, precision: float32}
 evaluate: {images: test, metrics: [psnr]}
 resources:
