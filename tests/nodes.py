@@ -27,6 +27,7 @@ class Nodes:
 
     def __init__(self, count: int) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ["RAY_worker_niceness"] = "0"  # not 15, by which workers starve on a busy machine
         enable_token_auth_by_default()  # as an embedded Ray does
         ensure_token_if_auth_enabled()
         self._folder = tempfile.mkdtemp(prefix="ray-")  # Ray's sockets want a short path

@@ -32,6 +32,7 @@ Enter = Callable[[str, str, str], None]
 NOTHING = "nothing to compute"
 COMPLETED = "the same command completes it"
 BY_ITSELF = "the run goes on by itself"
+STOPPED_S = 30  # that a driver may take to end; on an idle machine it takes 2
 AMPLE_KIB = 256 * 1024
 ROOM_BYTES = 3 * 2**30
 
@@ -59,7 +60,7 @@ def test_driver_told_to_stop(signal_: signal.Signals, stage: str, entry: Enter, 
     run = trial.start()
     trial.until_amid(stage, run)
     os.killpg(run.process.pid, signal_)
-    assert run.finish(15) == 128 + signal_
+    assert run.finish(STOPPED_S) == 128 + signal_
     assert run.text.endswith("interrupted: what finished is kept, and the same command goes on from there\n")
     assert "Traceback" not in run.text
     wait_until(lambda: not trial.nodes.workers(FUNCTIONS.values()), "end of its tasks")
@@ -111,7 +112,7 @@ def test_head_killed(stage: str, entry: Enter, trial_from: Begin) -> None:
         doomed.kill_head()
         began = time.monotonic()
         assert run.finish(90) == 1
-        assert time.monotonic() - began < SILENT_S + 20
+        assert time.monotonic() - began < SILENT_S + STOPPED_S
         assert f"the head of the Ray cluster at {doomed.address} has not answered for 2" in run.text
         assert "Start the cluster again and give the same command" in run.text
     trial_from(stage, lab=trial.lab).complete()
