@@ -18,7 +18,8 @@ SEED = 5
 KILLS = 100
 WORK_S = 8.0  # at most, from the first sign of work to the next kill
 VICTIMS = ("worker", "node", "driver")
-LONG = ("train.steps=3000", "resources.train.compile=false", "arms.paper.steps=1500")
+# Long, but for tuning, which begins again when it is hit and would never end
+LONG = ("train.steps=1500", "quantizers.tcq4.tune=false", "arms.paper.steps=800")
 SETS = tuple(word for override in LONG for word in ("--set", override))
 LATENT_IMAGES = 640
 
