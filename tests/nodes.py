@@ -17,6 +17,15 @@ from ray._private.authentication.authentication_token_setup import (
 )
 from ray.cluster_utils import Cluster
 
+# On a busy machine: workers that do not starve, nodes that are slow but not dead
+PATIENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_agent_register_timeout_ms": "120000",
+}
+STARTS = 3  # of a node that Ray gives up too soon
+
 
 class Nodes:
     """A head without CPUs, to which drivers connect, and nodes of one CPU each, on which all tasks run.
@@ -26,8 +35,7 @@ class Nodes:
     """
 
     def __init__(self, count: int) -> None:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        os.environ["RAY_worker_niceness"] = "0"  # not 15, by which workers starve on a busy machine
+        os.environ |= PATIENT
         enable_token_auth_by_default()  # as an embedded Ray does
         ensure_token_if_auth_enabled()
         self._folder = tempfile.mkdtemp(prefix="ray-")  # Ray's sockets want a short path
@@ -42,7 +50,13 @@ class Nodes:
 
     def add(self) -> None:
         """One more node."""
-        self.nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20))
+        for start in range(1, STARTS + 1):
+            try:
+                self.nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20))
+                return
+            except Exception:
+                if start == STARTS:
+                    raise
 
     def working(self, function: str) -> list[int]:
         """Positions in `nodes` of those that run a function just now."""
