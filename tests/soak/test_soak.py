@@ -164,7 +164,7 @@ def test_out_of_memory_always(stage: str, entry: Enter, trial_from: Begin, short
     with hog():
         assert run.finish(RUN_S) == 1
     assert f"OutOfMemoryError: {OUT_OF_MEMORY}" in run.text
-    trial.complete()
+    trial_from(stage, lab=trial.lab).complete()  # where the machine's other work counts less
 
 
 @pytest.mark.parametrize("stage", ["train", "quantize", "finetune", "evaluate"])
