@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test check unit install clean
+.PHONY: demo test check unit soak install clean
 
 demo: install
 	$(BIN)/python -m jobs.demo
@@ -21,6 +21,10 @@ check: install
 
 unit: install
 	$(BIN)/pytest --durations=10
+
+# Kills, full disks and lost servers in the midst of all stages, most of an hour; docs/faults.md tells of the log.
+soak: install
+	bash -o pipefail -c 'nice $(BIN)/pytest tests/soak | tee tests/soak/log.txt'
 
 install: $(VENV)/installed
 

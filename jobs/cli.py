@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,12 +98,21 @@ MaxPixelsOption = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="refuse images of more pixels; 134217728 if not given")
 ]
 INTERRUPTED = 130  # what Typer gives back after Ctrl-C
+TERMINATED = 128 + signal.SIGTERM
 
 
 def main() -> None:
-    """Entry point: known errors become one clear message and exit code 1, Ctrl-C becomes 130."""
+    """Entry point: known errors become one clear message and exit code 1, Ctrl-C becomes 130, SIGTERM 143."""
     from jobs.run import RunFailed
 
+    interrupted = INTERRUPTED
+
+    def terminate(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = TERMINATED
+        raise KeyboardInterrupt  # from here on like Ctrl-C
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = app(prog_name="retrellis", standalone_mode=False)
     except Exception as error:
@@ -116,6 +126,7 @@ def main() -> None:
         sys.exit(1)
     if code == INTERRUPTED:
         print("interrupted: what finished is kept, and the same command goes on from there", file=sys.stderr)
+        code = interrupted
     sys.exit(code)
 
 

@@ -10,12 +10,15 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from jobs.head import Head, HeadLost
 
 Item = TypeVar("Item")
 Message = TypeVar("Message")
@@ -24,6 +27,12 @@ Result = TypeVar("Result")
 OBJECT_STORE_BYTES = 200 * 2**20  # embedded: only names and numbers travel
 KEPT_BYTES = 4 * 2**30  # of freed memory, by a worker while it lives
 LOST_WORKER_RETRIES = 3
+LOOK_EVERY_S = 1.0  # after the head, while tasks are waited for
+OUT_OF_MEMORY = (
+    f"its node ran out of memory each of {LOST_WORKER_RETRIES + 1} times. Let fewer tasks run there at once, by a "
+    "larger `num_cpus` of this stage under `resources`, or let each hold less: images of fewer pixels (their `scale` "
+    "or `max_pixels`), in trainings a smaller `batch` or `crop`. Or end what else takes the node's memory"
+)
 RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about num_gpus=0
@@ -102,6 +111,7 @@ class Cluster:
         self.address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._lock = threading.Lock()
         self._ray: Any = None
+        self._head: Head | None = None
         self._is_ours = False
         self._interrupted = False
         self._worked = threading.local()  # each stage instance is driven by one thread
@@ -130,6 +140,7 @@ class Cluster:
             TaskFailed: after all other items have finished, when one failed; their results are kept.
             InfeasibleResources: before anything is submitted.
             Interrupted: `interrupt` was called.
+            HeadLost: the cluster's head does not answer.
         """
         failures: list[TaskFailed] = []
         for item, result in self.attempt(function, items, share):
@@ -154,7 +165,7 @@ class Cluster:
                     running[self._submit(remote, function, share, item)] = (item, 0)
                 if not running:
                     break
-                (ready,), _ = ray.wait(list(running), num_returns=1)
+                ready = self._wait(list(running))
                 item, losses = running.pop(ready)
                 self._pending.discard(ready)
                 try:
@@ -182,7 +193,7 @@ class Cluster:
         and the messages are those of the first (see `jobs.group`).
 
         Raises:
-            TaskFailed, InfeasibleResources, Interrupted: as `map`.
+            TaskFailed, InfeasibleResources, Interrupted, HeadLost: as `map`.
         """
         self._start(share)
         once = self._stream_once if share.workers == 1 else self._stream_group
@@ -190,6 +201,8 @@ class Cluster:
             try:
                 yield from once(function, args, share)
                 return
+            except HeadLost:
+                raise
             except Exception as error:
                 self._check_interrupted()
                 if attempt == LOST_WORKER_RETRIES or not _worker_lost(error):
@@ -201,7 +214,7 @@ class Cluster:
         remote = self._remote(generate, function, share, num_returns="streaming")
         references = self._submit(remote, function, share, args)
         try:
-            for reference in references:
+            while (reference := next(self._wait([references]), None)) is not None:
                 seconds, message = self._ray.get(reference)
                 self._count(seconds)
                 yield message
@@ -233,6 +246,15 @@ class Cluster:
             fitting = _places(self._ray, share) // share.workers
             return self._groups.setdefault(share, threading.Semaphore(fitting))
 
+    def _wait(self, references: list[Any]) -> Any:
+        """One of these references that is ready; looks after the head meanwhile."""
+        assert self._head
+        while True:
+            self._head.look()
+            ready, _ = self._ray.wait(references, num_returns=1, timeout=LOOK_EVERY_S)
+            if ready:
+                return ready[0]
+
     def worked_s(self) -> float:
         """Seconds that workers have spent for this thread so far; waiting for a free one is not among them."""
         return getattr(self._worked, "seconds", 0.0)
@@ -252,7 +274,7 @@ class Cluster:
         with self._lock:
             if self._is_ours:
                 self._ray.shutdown()
-            self._ray, self._is_ours = None, False
+            self._ray, self._head, self._is_ours = None, None, False
 
     def _remote(
         self,
@@ -282,8 +304,12 @@ class Cluster:
         with self._lock:
             if self._ray is None:
                 self._ray, self._is_ours = _connect(self.address)
-        _require_feasible(self._ray, share, stage)
-        return self._ray
+                self._head = Head(self._ray.get_runtime_context().gcs_address)
+            ray, head = self._ray, self._head
+        assert head
+        head.wait()
+        _require_feasible(ray, share, stage)
+        return ray
 
 
 def _connect(address: str) -> tuple[Any, bool]:
@@ -299,7 +325,7 @@ def _connect(address: str) -> tuple[Any, bool]:
         return ray, False
     embedded: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     # Ray puts the current folder first on the workers' sys.path: a folder `jobs/` there would hide ours
-    with contextlib.chdir(PACKAGES), _workers_environment():
+    with contextlib.chdir(PACKAGES), _workers_environment(), _handler_of_sigterm():
         ray.init(
             address=address,
             log_to_driver=False,
@@ -319,6 +345,17 @@ def _workers_environment() -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
+
+
+@contextlib.contextmanager
+def _handler_of_sigterm() -> Iterator[None]:
+    """The handler stays what it was: Ray puts its own there, which ends this process in the middle of anything."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _require_feasible(ray: Any, share: Share, stage: str) -> None:
@@ -395,5 +432,9 @@ def _failure(error: BaseException) -> TaskFailed:
         cause = error.cause if isinstance(error.cause, BaseException) else error
         failure = TaskFailed(f"{type(cause).__name__}: {cause}", cause)
         failure.add_note(ANSI_COLOUR.sub("", str(error)))  # holds the worker's traceback
+        return failure
+    if isinstance(error, exceptions.OutOfMemoryError):
+        failure = TaskFailed(f"OutOfMemoryError: {OUT_OF_MEMORY}")
+        failure.add_note(str(error).partition("\nObject store memory usage")[0])  # which node, and its limit
         return failure
     return TaskFailed(f"{type(error).__name__}: {error}")

@@ -87,6 +87,7 @@ class Lab:
             for kind in ("records/results", "records/attempts", "attempts")
         ]
         gone += ["records/latents", "latents"] if "quantize" in without else []
+        gone += ["records/images", "images"] if "ingest" in without else []
         for name in ["records/experiments", *gone]:
             shutil.rmtree(root / name, ignore_errors=True)
         return self.beside(root)
@@ -198,9 +199,11 @@ def resize(disk: Path, kibibytes: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={kibibytes}k", str(disk)], check=True)
 
 
-def workers_at(function: str, parent: int) -> list[psutil.Process]:
-    """Ray workers below a process that are at work on a function just now."""
-    return [p for p in psutil.Process(parent).children(recursive=True) if _title(p) == f"ray::{function}"]
+def workers_at(functions: str | Iterable[str], parent: int) -> list[psutil.Process]:
+    """Ray workers below a process that are at work on a function (or one of several) just now."""
+    functions = [functions] if isinstance(functions, str) else functions
+    titles = {f"ray::{function}" for function in functions}
+    return [p for p in psutil.Process(parent).children(recursive=True) if _title(p) in titles]
 
 
 def _title(process: psutil.Process) -> str:

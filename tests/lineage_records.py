@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
+import socket
+import subprocess
 import tempfile
-from collections.abc import Mapping
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +22,7 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 
 from storage.keys import digest
-from storage.lineage import SyncReport, default_tracking_uri, sync
+from storage.lineage import SyncReport, default_tracking_uri, sync, ui_command
 
 Record = dict[str, Any]
 
@@ -290,3 +296,34 @@ def name_of(record: Record) -> str:
 
 def find(instances: list[Record], text: str) -> str:
     return next(name_of(r) for r in instances if r["instance"].startswith(text))
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[int]:
+    """A port that takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(5)
+        yield server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def served(root: Path, port: int | None = None) -> Iterator[str]:
+    """MLflow's server over a workspace, for as long as the block runs; its address."""
+    if port is None:
+        with listening() as free:
+            port = free
+    command, variables = ui_command(str(root), port)
+    with (
+        (root / "ui.log").open("w") as log,
+        subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log, cwd=root) as server,
+    ):
+        try:
+            for _ in range(300):
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                    break
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 import ray
 from laboratory import wait_until
 
+from jobs import head
 from jobs.cluster import (
     LOST_WORKER_RETRIES,
     WORKER_VARIABLES,
@@ -205,6 +207,22 @@ def test_an_interruption_ends_tasks_at_once_and_lets_no_more_begin(cluster: Clus
     with pytest.raises(Interrupted):
         cluster.run(square, (1,), Share())
     assert Cluster().run(square, (3,), Share()) == 9  # Ray itself goes on
+
+
+def test_a_head_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "ASK_EVERY_S", 0.1)
+    monkeypatch.setattr(head, "SILENT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = head.Head(f"127.0.0.1:{server.getsockname()[1]}")
+        one.wait()
+        time.sleep(0.6)
+        one.look()
+    with pytest.raises(head.HeadLost) as told:
+        one.wait()
+    assert str(told.value) == (
+        f"the head of the Ray cluster at {one.address} has not answered for 1 s: its machine, its network or Ray on it "
+        "is gone. Start the cluster again and give the same command, with the new --address if that has changed"
+    )
 
 
 def test_the_work_of_workers_is_counted_without_the_waiting(cluster: Cluster) -> None:

@@ -6,12 +6,14 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import photos
 import psutil
 import pytest
 from laboratory import Lab, Running, resize, wait_until, workers_at
+from nodes import Nodes
 
 from jobs.cluster import InfeasibleResources
 from jobs.run import RunFailed
@@ -106,7 +108,7 @@ def test_a_killed_quantize_worker_is_made_up_for(quantized: Lab, big: str, tmp_p
     assert lab.content() == quantized.content()
 
 
-@pytest.mark.parametrize("signal_", ["kill", "ctrl-c"])
+@pytest.mark.parametrize("signal_", ["kill", "terminate", "ctrl-c"])
 def test_quantizing_goes_on_after_its_driver_ended(
     quantized: Lab, big: str, ray_address: str, tmp_path: Path, signal_: str
 ) -> None:
@@ -118,11 +120,24 @@ def test_quantizing_goes_on_after_its_driver_ended(
         run.process.kill()
         run.finish()
     else:
-        assert press_ctrl_c(run) == 130
+        if signal_ == "ctrl-c":
+            assert press_ctrl_c(run) == 130
+        else:
+            assert stopped_by(run, run.process.terminate) == 143  # as `ray job stop` does
         assert "interrupted: what finished is kept" in run.text
         assert "Traceback" not in run.text
     wait_until(lambda: not workers_at("quantize_part", os.getpid()), "end of its workers")
     lab.run(big, stage="quantize", only={"quantizer": "tcq4"})
+    assert lab.content() == quantized.content()
+
+
+def test_a_killed_node_is_made_up_for(quantized: Lab, big: str, tmp_path: Path) -> None:
+    lab = quantized.copy(tmp_path / "workspace", without=["quantize"])
+    with Nodes(2) as nodes:
+        run = lab.start("quantize", lab.file, "--set", big, "--only", "quantizer=tcq4", address=nodes.address)
+        run.until(lambda: nodes.working("quantize_part"), "node that quantizes")
+        nodes.kill(nodes.working("quantize_part")[0])
+        assert run.finish() == 0, run.text
     assert lab.content() == quantized.content()
 
 
@@ -189,8 +204,12 @@ def start_training(lab: Lab, address: str | None = None) -> Running:
 
 def press_ctrl_c(run: Running) -> int:
     """As a terminal does: to the whole process group. The exit code, which comes within seconds."""
+    return stopped_by(run, lambda: os.killpg(run.process.pid, signal.SIGINT))
+
+
+def stopped_by(run: Running, ask: Callable[[], None]) -> int:
     begin = time.monotonic()
-    os.killpg(run.process.pid, signal.SIGINT)
+    ask()
     code = run.finish()
     assert time.monotonic() - begin < CTRL_C_S
     return code

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
 import sqlite3
-import subprocess
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lineage_records import History, Record, Shown, find, kodak, project, small, workspace
+from lineage_records import (
+    History,
+    Record,
+    Shown,
+    find,
+    kodak,
+    listening,
+    project,
+    served,
+    small,
+    workspace,
+)
 
 from storage.lineage import (
     LineageUnavailable,
@@ -24,7 +30,6 @@ from storage.lineage import (
     SyncReport,
     default_tracking_uri,
     tracker,
-    ui_command,
 )
 
 
@@ -88,15 +93,6 @@ def test_two_syncs_at_once_make_nothing_twice(root: Path, monkeypatch: pytest.Mo
         reports = list(pool.map(lambda _: project(history, root), range(3)))
     assert sorted(r.created for r in reports) == [0, 0, 6]
     assert len(Shown(default_tracking_uri(str(root))).all_runs) == 5
-
-
-@contextlib.contextmanager
-def listening() -> Iterator[int]:
-    """A port that takes connections and never answers."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen(5)
-        yield server.getsockname()[1]
 
 
 def refused(history: History, root: Path, uri: str | None, seconds: float) -> str:
@@ -191,26 +187,6 @@ def test_closing_the_projector_does_not_wait_for_what_hangs(root: Path) -> None:
     assert told == "MLflow is behind: it was not done within 0.2 s. Run `retrellis sync` to catch up."
     assert time.monotonic() - began < 2
     hang.set()
-
-
-@contextlib.contextmanager
-def served(root: Path) -> Iterator[str]:
-    with listening() as port:
-        pass
-    command, variables = ui_command(str(root), port)
-    with (
-        (root / "ui.log").open("w") as log,
-        subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log, cwd=root) as server,
-    ):
-        try:
-            for _ in range(300):
-                with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                    break
-                time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
 
 
 def test_a_moved_workspace_is_served_whole_and_a_server_is_a_place_to_sync_to(root: Path) -> None:
