@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jobs import access
+from jobs.probe import look_at_nodes
+from storage.workspace import Workspace
+
 Item = TypeVar("Item")
 Message = TypeVar("Message")
 Result = TypeVar("Result")
@@ -27,7 +31,12 @@ LOST_WORKER_RETRIES = 3
 RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about num_gpus=0
+    # A task on a host whose network is gone fails after their sum; Ray's defaults let it wait for seven minutes.
+    # More often than once a minute, and nodes that have other settings than the driver end the connection.
+    "RAY_grpc_client_keepalive_time_ms": "60000",
+    "RAY_grpc_client_keepalive_timeout_ms": "20000",
 }
+"""What Ray itself is to know, unless the user has set it; `ray_cluster.yaml` has the same."""
 WORKER_VARIABLES = {
     # Threads that spin for long cost two thirds on a busy machine, those that never do a tenth on an idle one.
     "OMP_WAIT_POLICY": "passive",
@@ -93,8 +102,10 @@ class Cluster:
     A process that is connected to Ray already, such as a notebook, keeps its connection: it is used, and left open.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, insecure: bool = False) -> None:
+        """`insecure` takes a cluster that asks for no token."""
         self.address = address or os.environ.get("RAY_ADDRESS") or "local"
+        self._insecure = insecure
         self._lock = threading.Lock()
         self._ray: Any = None
         self._is_ours = False
@@ -110,6 +121,14 @@ class Cluster:
         """
         for stage, share in shares.items():
             self._start(share, stage)
+
+    def look_at_nodes(self, workspace: Workspace) -> int:
+        """After `require`: how many nodes of a cluster are fit for a run. An embedded Ray is: 0.
+
+        Raises:
+            UnfitNodes: some are not; says why.
+        """
+        return 0 if self.address == "local" else look_at_nodes(self._ray, workspace)
 
     def run(self, function: Callable[..., Result], args: tuple[Any, ...], share: Share) -> Result:
         """One task; its result. Raises TaskFailed, InfeasibleResources."""
@@ -248,31 +267,40 @@ class Cluster:
     def _start(self, share: Share, stage: str = "STAGE") -> Any:
         with self._lock:
             if self._ray is None:
-                self._ray, self._is_ours = _connect(self.address)
+                self._ray, self._is_ours = _connect(self.address, self._insecure)
         _require_feasible(self._ray, share, stage)
         return self._ray
 
 
-def _connect(address: str) -> tuple[Any, bool]:
+def _connect(address: str, insecure: bool) -> tuple[Any, bool]:
     """Ray, and whether this call has connected it.
+
+    Raises NoAccess, OpenCluster.
 
     When this process is killed, its embedded Ray ends within seconds, but for two idle agents that take a minute.
     """
     for name, value in RAY_VARIABLES.items():
         os.environ.setdefault(name, value)
+    access.prepare(address, insecure)
     import ray
 
     if ray.is_initialized():
         return ray, False
     embedded: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     # Ray puts the current folder first on the workers' sys.path: a folder `jobs/` there would hide ours
-    with contextlib.chdir(PACKAGES), _workers_environment():
+    with contextlib.chdir(PACKAGES), _workers_environment(), access.explained(address):
         ray.init(
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
             **(embedded if address == "local" else {}),
         )
+    if address != "local" and not insecure:
+        try:
+            access.require_token(ray.get_runtime_context().gcs_address)
+        except access.OpenCluster:
+            ray.shutdown()
+            raise
     return ray, True
 
 
