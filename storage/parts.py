@@ -89,7 +89,7 @@ def decode(objects: Mapping[str, bytes]) -> list[tuple[str, Integers, Integers]]
     """Back from the objects of a group, all present and verified: (digest, indices, hyper indices) of each image."""
     prototype = default_buffer_prototype()
     buffers = {name: prototype.buffer.from_bytes(data) for name, data in objects.items()}
-    group = zarr.open_group(MemoryStore(buffers), mode="r")
+    group = zarr.open_group(MemoryStore(buffers), mode="r", zarr_format=3)  # version 2 knows pickle
     arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}
     return [
         (

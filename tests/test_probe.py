@@ -43,7 +43,9 @@ def test_a_node_of_another_version_stops_the_run_before_it_begins(nodes: Nodes, 
     running = lab.start("run", lab.file, address=nodes.address)
     assert running.finish() == 1
     told = running.text.splitlines()
-    first = next(number for number, line in enumerate(told) if line.startswith("retrellis: nodes of the cluster"))
+    first = next(
+        number for number, line in enumerate(told) if line.startswith("retrellis: nodes of the cluster")
+    )
     (difference,) = told[first + 1 :]  # of two nodes, one differs, in this alone
     assert "): zarr: expected 3." in difference
     assert difference.endswith(f", found 9.9 in {tmp_path}/other")
