@@ -28,8 +28,8 @@ def look_at_nodes(ray: Any, workspace: Workspace) -> int:
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    name, nonce = f"probe/{uuid.uuid4()}", uuid.uuid4().hex
-    workspace.put(name, nonce.encode())
+    name, note = f"probe/{uuid.uuid4()}", uuid.uuid4().hex
+    workspace.put(name, note.encode())
     try:
         look = _looker()
         task = ray.remote(num_cpus=0, max_retries=0)(look)
@@ -37,10 +37,12 @@ def look_at_nodes(ray: Any, workspace: Workspace) -> int:
         for node in ray.nodes():
             if node["Alive"]:
                 there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                answer = task.options(name="probe", scheduling_strategy=there).remote(workspace.root, name)
+                answer = task.options(name="probe", scheduling_strategy=there).remote(
+                    workspace.root, name, note
+                )
                 asked[answer] = f"{node['NodeManagerAddress']} ({node['NodeManagerHostname']})"
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
-        expected = dict(look(workspace.root, name)) | {"workspace": (nonce, workspace.root)}
+        expected = look(workspace.root, name, note)
         wrong = []
         for answer, node in asked.items():
             seen = _seen(ray, answer) if answer in answered else f"no answer within {ANSWER_S:g} s"
@@ -76,10 +78,10 @@ def _differences(expected: Seen, seen: Seen | str) -> Iterator[str]:
             yield f"{what}: expected {value}, found {found} in {path}"
 
 
-def _looker() -> Callable[[str, str], Seen]:
+def _looker() -> Callable[[str, str, str], Seen]:
     """What runs on a node: a function inside a function travels by value, since the node may not have this file."""
 
-    def look(root: str, name: str) -> Seen:
+    def look(root: str, name: str, note: str) -> Seen:
         import hashlib
         import platform
         import sys
@@ -106,19 +108,20 @@ def _looker() -> Callable[[str, str], Seen]:
                     hasher.update(f"{package}/{file.relative_to(folder)}".encode() + file.read_bytes())
             return f"sources {hasher.hexdigest()[:12]}", str(folder.parent)
 
-        def note() -> str:
+        def workspace() -> str:
             try:
                 from storage.workspace import Workspace
 
-                return Workspace.open(root, create=False).get(name).decode()
+                found = Workspace.open(root, create=False).get(name).decode()
             except Exception as error:  # whatever it is, the node cannot read there
-                return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                return f"{type(error).__name__}: {str(error).partition('. ')[0]}"
+            return "the driver's note" if found == note else "another note"
 
         return {
             "code": code(),
             "python": (platform.python_version(), sys.executable),
             **{package: version(package) for package in ("retrellis", "torch", "numpy", "zarr", "ray")},
-            "workspace": (note(), root),
+            "workspace": (workspace(), root),
         }
 
     return look

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 LOOK_FROM_ELSEWHERE = """
 import sys
 from jobs.probe import _looker
-seen = _looker()(sys.argv[1], "probe/none")
+seen = _looker()(sys.argv[1], "probe/none", "a note")
 print(seen["code"], seen["workspace"], sep="\\n")
 """
 
@@ -55,21 +55,27 @@ def test_a_node_of_another_version_stops_the_run_before_it_begins(nodes: Nodes, 
 
 def test_what_a_node_may_find(tmp_path: Path) -> None:
     workspace = Workspace.open(str(tmp_path / "workspace"))
-    workspace.put("probe/here", b"a nonce")
-    expected = _looker()(workspace.root, "probe/here")
-    assert expected["workspace"] == ("a nonce", workspace.root)
+    workspace.put("probe/here", b"a note")
+    expected = _looker()(workspace.root, "probe/here", "a note")
+    assert expected["workspace"] == ("the driver's note", workspace.root)
     assert list(_differences(expected, expected)) == []
-    elsewhere = _looker()(f"{tmp_path}/nowhere", "probe/here")
+    elsewhere = _looker()(f"{tmp_path}/nowhere", "probe/here", "a note")
     (told,) = _differences(expected, elsewhere)
-    assert told.startswith("workspace: expected a nonce, found WorkspaceError: no workspace at ")
-    assert told.endswith(f" in {tmp_path}/nowhere")
+    assert told == (
+        f"workspace: expected the driver's note, found WorkspaceError: no workspace at {tmp_path}/nowhere: expected "
+        f"a file workspace.json there in {tmp_path}/nowhere"
+    )
+    other = _looker()(workspace.root, "probe/here", "another driver's")
+    assert list(_differences(expected, other)) == [
+        f"workspace: expected the driver's note, found another note in {workspace.root}"
+    ]
     (told,) = _differences(expected, "WorkerCrashedError: …")
     assert told == "WorkerCrashedError: …"
 
 
 def test_a_copy_of_the_code_that_is_not_up_to_date_is_told_from_this(tmp_path: Path) -> None:
     workspace = Workspace.open(str(tmp_path / "workspace"))
-    expected = _looker()(workspace.root, "probe/none")
+    expected = _looker()(workspace.root, "probe/none", "a note")
     for package in ("pipeline", "storage", "jobs"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
 
