@@ -29,6 +29,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import PIL.Image
@@ -54,6 +55,8 @@ THIS = {  # what the hosts' environments are made of
     "shared": SHARED,
 }
 SEEN = [sys.base_prefix, sys.prefix]  # of what a host's own folders hide
+
+Found = TypeVar("Found")
 
 EXPERIMENT = """
 name: hosts
@@ -224,12 +227,14 @@ def run(command: list[str]) -> None:
     subprocess.run(command, check=True)
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+def wait_for(condition: Callable[[], Found], what: str, timeout_s: float = 120) -> Found:
+    """Ask until the answer is true; the answer."""
     end = time.monotonic() + timeout_s
-    while not condition():
+    while not (found := condition()):
         if time.monotonic() > end:
             raise TimeoutError(f"no {what} within {timeout_s:g} s")
         time.sleep(0.5)
+    return found
 
 
 def prepare(state: Path) -> None:
@@ -296,6 +301,10 @@ def prove(cluster: Cluster, log: Log) -> None:
     for host in cluster.hosts:
         cluster.type(f"ssh {host.address} '{ENV} python -c \"import jobs; print(jobs.MARK, jobs.__file__)\"'")
 
+    log.title("what listens")
+    for host in cluster.hosts[:2]:
+        cluster.type(f"ssh {host.address} \"ss -Hltn | awk '{{print \\$4}}' | sort -V | tr '\\n' ' '\"")
+
     log.title("a run on the head, over all hosts")
     cluster.type(f"ssh {HEAD} '{ENV} {RUN} --address auto'")
 
@@ -334,20 +343,21 @@ def detach(cluster: Cluster, log: Log) -> None:
     log("$ ray dashboard ray_cluster.yaml &")
     wait_for(lambda: "8265" in cluster.quiet("ss -Hltn").stdout, "forwarded port")
     more = f"--set latents.images={SHARED}/more --set quantizers.tcq.effort=20"
+    before = parts(cluster)
     words = cluster.type(f"ray job submit --address {JOBS} --no-wait -- {RUN} {more}", show=brief)
     (job,) = set(re.findall(r"raysubmit_\w+", words))
     logs = f"ray job logs --address {JOBS} {job}"
     workers = cluster.hosts[1:]
-    wait_for(lambda: "/240 images" in cluster.quiet(logs).stdout, "first quantized part", 900)
-    wait_for(lambda: any(count(host, "ray::quantize_part") for host in workers), "task on a worker")
-    victim = next(host for host in workers if count(host, "ray::quantize_part"))
-    cluster.type(logs, show=brief)
-    log(f"tasks on {victim.name}: {count(victim, 'ray::quantize_part')}. Its link goes down.")
+    victim, tasks = wait_for(lambda: parts(cluster) > before and at_work(workers), "part and task", 900)
     cluster.link(victim, "down")
+    log(
+        f"{parts(cluster) - before} parts of the latents are recorded; {tasks} tasks are at work on {victim.name}"
+    )
+    log(f"the link of {victim.name} is down")
     start = time.monotonic()
     wait_for(lambda: nodes(cluster) < len(cluster.hosts), "news that the host is gone", 300)
     log(f"Ray has given the host up after {time.monotonic() - start:.0f} s")
-    cluster.type(f"ssh {HEAD} '{ENV} retrellis status --workspace {SHARED}/workspace' | grep -A3 running")
+    cluster.type(f"ssh {HEAD} '{ENV} retrellis status --workspace {SHARED}/workspace' | tail -9")
     wait_for(
         lambda: "succeeded" in cluster.quiet(f"ray job status --address {JOBS} {job}").stdout,
         "end of the job",
@@ -368,6 +378,16 @@ def nodes(cluster: Cluster) -> int:
         r"^ (\d+) local\.cluster\.node", cluster.quiet(f"ssh {HEAD} '{ENV} ray status'").stdout, re.M
     )
     return int(found[1]) if found else 0
+
+
+def parts(cluster: Cluster) -> int:
+    """How many parts of latent sets are recorded."""
+    return len(list((cluster.state / "shared/workspace/records/latents").glob("*/parts/*.json")))
+
+
+def at_work(hosts: list[Host]) -> tuple[Host, int] | None:
+    """A host that quantizes just now, and in how many tasks."""
+    return next(((host, tasks) for host in hosts if (tasks := count(host, "^ray::quantize_part"))), None)
 
 
 def count(host: Host, pattern: str) -> int:

@@ -1,4 +1,4 @@
-"""The start probe: a run on a cluster begins only if every node has the driver's code, versions and workspace."""
+"""A run on a cluster begins only if it asks for a token, and every node has the driver's code and the workspace."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from laboratory import Lab
 from ray.cluster_utils import Cluster as Nodes
 
-from jobs.probe import _differences, _looker
+from jobs.probe import _differences, _looker, look_at_nodes
 from storage.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -26,8 +27,9 @@ print(seen["code"], seen["workspace"], sep="\\n")
 
 
 @pytest.fixture
-def nodes(ray_address: str, tmp_path: Path) -> Iterator[Nodes]:
-    """A head, and a node whose Zarr is of another version."""
+def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """A cluster that asks for no token: a head, and a node whose Zarr is of another version."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     other = tmp_path / "other" / "zarr-9.9.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: zarr\nVersion: 9.9\n")
@@ -38,9 +40,18 @@ def nodes(ray_address: str, tmp_path: Path) -> Iterator[Nodes]:
     cluster.shutdown()
 
 
-def test_a_node_of_another_version_stops_the_run_before_it_begins(nodes: Nodes, tmp_path: Path) -> None:
-    lab = Lab.new(tmp_path / "lab")
-    running = lab.start("run", lab.file, address=nodes.address)
+def test_a_cluster_without_token_is_refused_and_then_a_node_of_another_version(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab, address = Lab.new(tmp_path / "lab"), nodes.address
+    refused = lab.start("run", lab.file, address=address)
+    assert refused.finish() == 1
+    assert refused.text.splitlines()[-1] == (
+        f"retrellis: Ray at {address}: expected that it refuses a call without token, found OK. Whoever reaches its "
+        "ports can run any code as its user. Start it with a token (docs/cluster.md), or, in a network whose every "
+        "user you trust, add --insecure"
+    )
+    running = lab.start("run", lab.file, "--insecure", address=address)
     assert running.finish() == 1
     told = running.text.splitlines()
     first = next(
@@ -51,6 +62,10 @@ def test_a_node_of_another_version_stops_the_run_before_it_begins(nodes: Nodes, 
     assert difference.endswith(f", found 9.9 in {tmp_path}/other")
     assert not lab.records("attempts")
     assert not lab.workspace.list("probe")
+
+
+def test_nodes_that_are_fit_are_counted(ray_address: str, tmp_path: Path) -> None:
+    assert look_at_nodes(ray, Workspace.open(str(tmp_path / "workspace"))) == 1
 
 
 def test_what_a_node_may_find(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ import io
 import os
 import pickle
 import re
-import subprocess
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ import psutil
 import pytest
 import torch
 from laboratory import Lab
+from ray.exceptions import AuthenticationError
 
 from jobs import access, experiment
 from jobs.experiment import ExperimentError
@@ -35,7 +34,7 @@ from storage.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [file for package in ("pipeline", "storage", "jobs") for file in (ROOT / package).rglob("*.py")]
-LOOPBACK = ("127.0.0.1", "::1")
+LOOPBACK = {"127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True)
@@ -51,114 +50,69 @@ class Code:
 # Ray
 
 
-RAY_OF_ITS_OWN = """
-import sys
-from jobs.cluster import Cluster, Share
-
-cluster = Cluster("local")
-assert cluster.run(abs, (-1,), Share()) == 1
-import ray
-print(ray.get_runtime_context().gcs_address, flush=True)
-sys.stdin.read()
-"""
+def test_ray_wants_a_token_and_its_dashboard_listens_on_loopback(ray_address: str) -> None:
+    access.require_token(ray_address)
+    dashboards = [
+        p for p in psutil.Process().children(recursive=True) if "dashboard.py" in " ".join(p.cmdline())
+    ]
+    assert dashboards  # Ray runs a part of it even where none is wanted
+    listening = [s for p in dashboards for s in p.net_connections("tcp") if s.status == psutil.CONN_LISTEN]
+    assert {socket.laddr.ip for socket in listening} <= LOOPBACK
 
 
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[psutil.Process, str]]]:
-    """Start an embedded Ray with a home and an environment of its own; its process and address."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(home: Path, **environment: str) -> tuple[psutil.Process, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-        process = subprocess.Popen(
-            [sys.executable, "-c", RAY_OF_ITS_OWN],
-            env={**clean, "HOME": str(home), **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        assert process.stdout
-        return psutil.Process(process.pid), process.stdout.readline().strip()
-
-    yield start
-    for process in processes:
-        process.communicate()
-
-
-def test_an_embedded_ray_wants_a_token_that_no_other_user_can_read(
-    started: Callable[..., tuple[psutil.Process, str]], tmp_path: Path
+def test_a_driver_that_the_cluster_does_not_know_is_told_so_and_keeps_its_token_private(
+    ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process, address = started(tmp_path)
-    token = tmp_path / ".ray/auth_token"
-    assert token.stat().st_mode & 0o777 == 0o600
-    assert re.fullmatch("[0-9a-f]{64}", token.read_text())
-    access.require_token(address)
-    for child in process.children(recursive=True):
-        if "dashboard" in " ".join(child.cmdline()[:4]):  # Ray starts a part of it, as its agents do
-            for socket in child.net_connections("tcp"):
-                assert socket.status != psutil.CONN_LISTEN or socket.laddr.ip in LOOPBACK, child.cmdline()
-
-
-def test_a_cluster_that_asks_for_no_token_is_refused(
-    started: Callable[..., tuple[psutil.Process, str]], tmp_path: Path
-) -> None:
-    _, address = started(tmp_path, RAY_AUTH_MODE="disabled")
-    assert not (tmp_path / ".ray").exists()
-    lab = Lab.new(tmp_path / "lab")
-    refused = lab.start("ingest", lab.file, address=address)
-    assert refused.finish() == 1
-    assert refused.text.splitlines()[-1] == (
-        f"retrellis: Ray at {address}: expected that it refuses a call without token, found OK. Whoever reaches its "
-        "ports can run any code as its user. Start it with a token (docs/cluster.md), or, in a network whose every "
-        "user you trust, add --insecure"
-    )
-    assert not lab.records("attempts")
-    taken = lab.start("ingest", lab.file, "--insecure", address=address)
-    assert taken.finish() == 0, taken.text
-    assert "cluster: 1 nodes with this code, these versions and the workspace" in taken.text
-
-
-def test_a_driver_without_the_token_is_told_so(ray_address: str, lab: Lab, monkeypatch: Any) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    lab, token = Lab.new(tmp_path / "lab"), tmp_path / ".ray/auth_token"
+    token.parent.mkdir()
+    token.write_text("0" * 64)
+    token.chmod(0o644)
+    monkeypatch.setenv("HOME", str(tmp_path))
     running = lab.start("ingest", lab.file, address=ray_address)
     assert running.finish() == 1
     assert (
         f"Failed to connect to Ray cluster at {ray_address}. Expected a Ray of this version" in running.text
     )
-    monkeypatch.delenv("RAY_AUTH_TOKEN")
-    monkeypatch.setenv("HOME", str(lab.folder))
-    running = lab.start("ingest", lab.file, address=ray_address)
-    assert running.finish() == 1
-    assert (
-        f"retrellis: Ray at {ray_address}: expected the cluster's token in ~/.ray/auth_token, found none"
-    ) in running.text
-    assert not (lab.folder / ".ray").exists()  # a new one would not be the cluster's
+    assert token.stat().st_mode & 0o777 == 0o600
+    with (
+        pytest.raises(
+            access.NoAccess, match=r"expected the cluster's token in ~/.ray/auth_token, found none"
+        ),
+        access.explained("192.0.2.10:6379"),
+    ):
+        raise AuthenticationError("")
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab.new(tmp_path / "lab")
-
-
-def test_a_token_file_that_others_can_read_is_closed(tmp_path: Path, monkeypatch: Any) -> None:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of somebody who has not used Ray yet."""
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is as before after the test
+        monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    token = tmp_path / ".ray/auth_token"
-    token.parent.mkdir()
+    return tmp_path
+
+
+def test_a_token_is_made_where_ray_would_make_one_that_all_can_read(home: Path) -> None:
+    token = home / ".ray/auth_token"
+    access.prepare("192.0.2.10:6379", insecure=False)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert not token.exists()  # a new one would not be the cluster's
+    access.prepare("local", insecure=False)
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert re.fullmatch("[0-9a-f]{64}", token.read_text())
+    assert list(token.parent.iterdir()) == [token]
+
+
+def test_a_token_that_others_can_read_is_closed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = home / "mounted"
     token.write_text("secret")
-    token.chmod(0o644)
+    token.chmod(0o640)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
     access.prepare("local", insecure=False)
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.read_text() == "secret"
-    elsewhere = tmp_path / "mounted"
-    elsewhere.write_text("secret")
-    elsewhere.chmod(0o640)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(elsewhere))
-    access.prepare("192.0.2.10:6379", insecure=False)
-    assert elsewhere.stat().st_mode & 0o777 == 0o600
-    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert not (home / ".ray").exists()
 
 
 # Pages
