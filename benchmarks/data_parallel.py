@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from machine import machine
 
-from jobs.cluster import Cluster, Share
+from jobs.cluster import Cluster
+from jobs.shares import Share
 from pipeline.pixels import Pixels, canonical_pixels
 from pipeline.training.base import BaseSettings, BaseTraining
 from pipeline.training.group import Group

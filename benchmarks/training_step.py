@@ -34,7 +34,7 @@ from machine import machine
 from peers import compressai
 from torch import nn
 
-from jobs.cluster import WORKER_VARIABLES
+from jobs.connection import WORKER_VARIABLES
 from pipeline.codec import layers
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 from pipeline.pixels import canonical_pixels

@@ -50,6 +50,9 @@ AddressOption = Annotated[
         help="a Ray cluster's address, 'auto' on its nodes; else RAY_ADDRESS, else Ray inside this process"
     ),
 ]
+InsecureOption = Annotated[
+    bool, typer.Option("--insecure", help="use a cluster that asks for no token: whoever reaches it rules it")
+]
 TrackingOption = Annotated[
     str | None,
     typer.Option(
@@ -175,11 +178,19 @@ def _stage_command(stage: str | None, help_text: str) -> Any:
         tracking_uri: TrackingOption = None,
         retrain: RetrainOption = False,
         rehash: RehashOption = False,
+        insecure: InsecureOption = False,
     ) -> None:
         from jobs.session import Options
 
         options = Options(
-            workspace_root(workspace), stage, _only(only), address, _tracking(tracking_uri), retrain, rehash
+            workspace_root(workspace),
+            stage,
+            _only(only),
+            address,
+            _tracking(tracking_uri),
+            retrain,
+            rehash,
+            insecure,
         )
         _run(file, overrides, options)
 

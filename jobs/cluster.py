@@ -7,25 +7,23 @@ the name of the workspace and digests; pixels, latents and weights never pass th
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
-import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
+from jobs.connection import connect
 from jobs.head import Head, HeadLost
+from jobs.probe import look_at_nodes
+from jobs.shares import Share, places, require_feasible
+from storage.workspace import Workspace
 
 Item = TypeVar("Item")
 Message = TypeVar("Message")
 Result = TypeVar("Result")
 
-OBJECT_STORE_BYTES = 200 * 2**20  # embedded: only names and numbers travel
-KEPT_BYTES = 4 * 2**30  # of freed memory, by a worker while it lives
 LOST_WORKER_RETRIES = 3
 LOOK_EVERY_S = 1.0  # after the head, while tasks are waited for
 OUT_OF_MEMORY = (
@@ -33,26 +31,7 @@ OUT_OF_MEMORY = (
     "larger `num_cpus` of this stage under `resources`, or let each hold less: images of fewer pixels (their `scale` "
     "or `max_pixels`), in trainings a smaller `batch` or `crop`. Or end what else takes the node's memory"
 )
-RAY_VARIABLES = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about num_gpus=0
-}
-WORKER_VARIABLES = {
-    # Threads that spin for long cost two thirds on a busy machine, those that never do a tenth on an idle one.
-    "OMP_WAIT_POLICY": "passive",
-    "GOMP_SPINCOUNT": "3000",
-    # Tensors lie in huge pages that are kept for the next ones, not given back to the system and zeroed again
-    # (benchmarks/training_step.txt). Only glibc reads it.
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"
-    f":glibc.malloc.mmap_threshold={KEPT_BYTES}:glibc.malloc.trim_threshold={KEPT_BYTES}",
-}
-"""What workers inherit, unless the user has set it; `ray_cluster.yaml` has the same."""
-PACKAGES = Path(__file__).resolve().parents[1]  # the folder that holds jobs/, pipeline/ and storage/
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-
-class InfeasibleResources(ValueError):
-    """A stage asks for more than any node has; Ray would wait for ever."""
 
 
 class GroupLost(RuntimeError):
@@ -82,16 +61,6 @@ class Interrupted(RuntimeError):
     """The run was stopped while a task was waited for."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """What one task of a stage occupies, how many are in flight, and on how many workers each runs at once."""
-
-    num_cpus: float = 1.0  # of each worker
-    num_gpus: float = 0.0
-    in_flight: int = 64
-    workers: int = 1
-
-
 def set_threads(count: int) -> None:
     """Make torch and Numba use `count` threads; a reused Ray worker keeps those of its last task."""
     import numba
@@ -107,8 +76,10 @@ class Cluster:
     A process that is connected to Ray already, such as a notebook, keeps its connection: it is used, and left open.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, insecure: bool = False) -> None:
+        """`insecure` takes a cluster that asks for no token."""
         self.address = address or os.environ.get("RAY_ADDRESS") or "local"
+        self._insecure = insecure
         self._lock = threading.Lock()
         self._ray: Any = None
         self._head: Head | None = None
@@ -126,6 +97,14 @@ class Cluster:
         """
         for stage, share in shares.items():
             self._start(share, stage)
+
+    def look_at_nodes(self, workspace: Workspace) -> int:
+        """After `require`: how many nodes of a cluster are fit for a run. An embedded Ray is: 0.
+
+        Raises:
+            UnfitNodes: some are not; says why.
+        """
+        return 0 if self.address == "local" else look_at_nodes(self._ray, workspace)
 
     def run(self, function: Callable[..., Result], args: tuple[Any, ...], share: Share) -> Result:
         """One task; its result. Raises TaskFailed, InfeasibleResources."""
@@ -243,7 +222,7 @@ class Cluster:
     def _room(self, share: Share) -> threading.Semaphore:
         """For as many groups as fit at once: one that waits holds some processes already."""
         with self._lock:
-            fitting = _places(self._ray, share) // share.workers
+            fitting = places(self._ray, share) // share.workers
             return self._groups.setdefault(share, threading.Semaphore(fitting))
 
     def _wait(self, references: list[Any]) -> Any:
@@ -303,99 +282,18 @@ class Cluster:
     def _start(self, share: Share, stage: str = "STAGE") -> Any:
         with self._lock:
             if self._ray is None:
-                self._ray, self._is_ours = _connect(self.address)
+                self._ray, self._is_ours = connect(self.address, self._insecure)
                 self._head = Head(self._ray.get_runtime_context().gcs_address)
             ray, head = self._ray, self._head
         assert head
         head.wait()
-        _require_feasible(ray, share, stage)
+        require_feasible(ray, share, stage)
         return ray
-
-
-def _connect(address: str) -> tuple[Any, bool]:
-    """Ray, and whether this call has connected it.
-
-    When this process is killed, its embedded Ray ends within seconds, but for two idle agents that take a minute.
-    """
-    for name, value in RAY_VARIABLES.items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    if ray.is_initialized():
-        return ray, False
-    embedded: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    # Ray puts the current folder first on the workers' sys.path: a folder `jobs/` there would hide ours
-    with contextlib.chdir(PACKAGES), _workers_environment(), _handler_of_sigterm():
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(embedded if address == "local" else {}),
-        )
-    return ray, True
-
-
-@contextlib.contextmanager
-def _workers_environment() -> Iterator[None]:
-    """WORKER_VARIABLES where not set, for what is started inside: this process and its other children keep theirs."""
-    added = {name: value for name, value in WORKER_VARIABLES.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
-
-
-@contextlib.contextmanager
-def _handler_of_sigterm() -> Iterator[None]:
-    """The handler stays what it was: Ray puts its own there, which ends this process in the middle of anything."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
-
-
-def _require_feasible(ray: Any, share: Share, stage: str) -> None:
-    nodes = _nodes(ray)
-    for resource, wanted in (("CPU", share.num_cpus), ("GPU", share.num_gpus)):
-        most = max((float(node.get(resource, 0)) for node in nodes), default=0.0)
-        if wanted > most:
-            option = f"resources.{stage}.num_{resource.lower()}s"
-            raise InfeasibleResources(
-                f"{option}: a task wants {wanted:g}, but no node has more than {most:g}: Ray would wait for ever. "
-                f"Lower it, as in --set {option}={most:g}, or add a node"
-            )
-    if share.workers > (places := _places(ray, share)):
-        raise InfeasibleResources(
-            f"resources.{stage}.workers: {share.workers} are to work at once, each with num_cpus {share.num_cpus:g} "
-            f"and num_gpus {share.num_gpus:g}, but all nodes together have room for {places}: Ray would wait for "
-            f"ever. Lower it, as in --set resources.{stage}.workers={places}, or what each occupies, or add a node"
-        )
-
-
-def _nodes(ray: Any) -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _places(ray: Any, share: Share) -> int:
-    """How many tasks of a share all nodes together have room for, each on one node."""
-    wanted = {"CPU": share.num_cpus, "GPU": share.num_gpus}
-    return sum(
-        min(int(node.get(resource, 0) // amount) for resource, amount in wanted.items() if amount)
-        for node in _nodes(ray)
-    )
-
-
-def _threads(share: Share) -> int:
-    return max(1, int(share.num_cpus))
 
 
 def _call(function: Callable[..., Result], share: Share, args: tuple[Any, ...]) -> tuple[float, Result]:
     """Runs in the worker; gives the seconds it took, too."""
-    set_threads(_threads(share))
+    set_threads(share.threads)
     clock = time.monotonic()
     result = function(*args)
     return time.monotonic() - clock, result
@@ -405,7 +303,7 @@ def generate(
     function: Callable[..., Iterator[Message]], share: Share, args: tuple[Any, ...]
 ) -> Generator[tuple[float, Message], None, None]:
     """Runs in the worker; gives the seconds since the message before, too."""
-    set_threads(_threads(share))
+    set_threads(share.threads)
     clock = time.monotonic()
     for message in function(*args):
         yield time.monotonic() - clock, message

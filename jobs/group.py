@@ -16,7 +16,8 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from jobs.cluster import GroupLost, Share, generate
+from jobs.cluster import GroupLost, generate
+from jobs.shares import Share
 from storage.memmap import LocalCache
 
 if TYPE_CHECKING:

@@ -43,6 +43,7 @@ class Options:
     tracking: str | None = None  # MLflow URI, "off", or None for the database in the workspace
     retrain: bool = False
     rehash: bool = False
+    insecure: bool = False  # use a cluster that asks for no token
 
 
 def show_plan(experiment: Experiment, options: Options, console: Console) -> None:
@@ -107,12 +108,14 @@ class Session:
         return produced
 
     def _compute(self, account: Account) -> dict[str, dict[str, Any]]:
-        cluster = Cluster(self.options.address)
+        cluster = Cluster(self.options.address, self.options.insecure)
         resources, name = self.experiment.resources, self.experiment.name
         # An import runs in this process
         stages = {step.node.stage for step in self.todo} - {"import"}
         try:
             cluster.require({stage: share(getattr(resources, stage)) for stage in sorted(stages)})
+            if nodes := cluster.look_at_nodes(self.workspace):
+                self._say(f"cluster: {nodes} nodes with this code, these versions and the workspace")
             with (
                 Board(self.console) as board,
                 Follower(account, self.workspace, self.options.tracking, self.console) as follower,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jobs.cluster import Cluster, Share
+from jobs.cluster import Cluster
+from jobs.shares import Share
 from storage.workspace import Workspace
 
 if TYPE_CHECKING:

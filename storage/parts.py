@@ -96,7 +96,7 @@ def decode(objects: Mapping[str, bytes]) -> list[tuple[str, Integers, Integers]]
     """
     prototype = default_buffer_prototype()
     buffers = {name: prototype.buffer.from_bytes(data) for name, data in objects.items()}
-    group = zarr.open_group(MemoryStore(buffers), mode="r")
+    group = zarr.open_group(MemoryStore(buffers), mode="r", zarr_format=3)  # version 2 knows pickle
     if (found := group.attrs.get("retrellis_part")) != LAYOUT:
         raise ValueError(
             f"expected a part of layout {LAYOUT}, found {found}: another version of retrellis has made it"

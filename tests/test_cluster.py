@@ -19,13 +19,12 @@ from laboratory import wait_until
 from jobs import head
 from jobs.cluster import (
     LOST_WORKER_RETRIES,
-    WORKER_VARIABLES,
     Cluster,
-    InfeasibleResources,
     Interrupted,
-    Share,
     TaskFailed,
 )
+from jobs.connection import WORKER_VARIABLES
+from jobs.shares import InfeasibleResources, Share
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 HALF = Share(num_cpus=0.5)  # four at once on the 2 CPUs of the tests
@@ -234,7 +233,9 @@ def test_the_work_of_workers_is_counted_without_the_waiting(cluster: Cluster) ->
 
 OF_ITS_OWN = """
 import os
-from jobs.cluster import WORKER_VARIABLES, Cluster, Share
+from jobs.cluster import Cluster
+from jobs.connection import WORKER_VARIABLES
+from jobs.shares import Share
 
 cluster = Cluster("local")
 workers = cluster.run(lambda names: [name for name in names if name in os.environ], (list(WORKER_VARIABLES),), Share())

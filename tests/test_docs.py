@@ -85,7 +85,11 @@ def test_experiments_load(file: Path) -> None:
     assert experiment.load(str(file)).name
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "ray_cluster.yaml"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document",
+    [*DOCUMENTS, ROOT / "ray_cluster.yaml", *sorted(ROOT.glob("deploy/*.yaml"))],
+    ids=lambda path: path.name,
+)
 def test_commands_and_options_exist(document: Path) -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     text = document.read_text().replace("\\\n", " ")

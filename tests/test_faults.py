@@ -15,8 +15,8 @@ import pytest
 from laboratory import Lab, Running, resize, wait_until, workers_at
 from nodes import Nodes
 
-from jobs.cluster import InfeasibleResources
 from jobs.run import RunFailed
+from jobs.shares import InfeasibleResources
 from jobs.status import rows
 
 LONG = ("train.steps=400", "resources.train.checkpoint_every=20")  # long enough to be hit on the way

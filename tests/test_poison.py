@@ -18,8 +18,9 @@ from laboratory import Lab
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.cluster import Cluster, Share, TaskFailed
+from jobs.cluster import Cluster, TaskFailed
 from jobs.run import RunFailed
+from jobs.shares import Share
 from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 

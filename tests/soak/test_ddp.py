@@ -18,8 +18,9 @@ import pytest
 import ray
 from laboratory import Lab, _title, wait_until
 
-from jobs.cluster import Cluster, Interrupted, Share, TaskFailed
+from jobs.cluster import Cluster, Interrupted, TaskFailed
 from jobs.loop import Message, Place, Schedule, run_loop
+from jobs.shares import Share
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 TWO = Share(num_cpus=1, workers=2)

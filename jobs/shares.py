@@ -1,0 +1,56 @@
+"""What one task of a stage occupies, and whether a cluster has that: Ray would wait for ever for what no node has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+class InfeasibleResources(ValueError):
+    """A stage asks for more than any node has; Ray would wait for ever."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one task of a stage occupies, how many are in flight, and on how many workers each runs at once."""
+
+    num_cpus: float = 1.0  # of each worker
+    num_gpus: float = 0.0
+    in_flight: int = 64
+    workers: int = 1
+
+    @property
+    def threads(self) -> int:
+        """Of one task: as many as its whole cores."""
+        return max(1, int(self.num_cpus))
+
+
+def require_feasible(ray: Any, share: Share, stage: str) -> None:
+    nodes = _nodes(ray)
+    for resource, wanted in (("CPU", share.num_cpus), ("GPU", share.num_gpus)):
+        most = max((float(node.get(resource, 0)) for node in nodes), default=0.0)
+        if wanted > most:
+            option = f"resources.{stage}.num_{resource.lower()}s"
+            raise InfeasibleResources(
+                f"{option}: a task wants {wanted:g}, but no node has more than {most:g}: Ray would wait for ever. "
+                f"Lower it, as in --set {option}={most:g}, or add a node"
+            )
+    if share.workers > (room := places(ray, share)):
+        raise InfeasibleResources(
+            f"resources.{stage}.workers: {share.workers} are to work at once, each with num_cpus {share.num_cpus:g} "
+            f"and num_gpus {share.num_gpus:g}, but all nodes together have room for {room}: Ray would wait for "
+            f"ever. Lower it, as in --set resources.{stage}.workers={room}, or what each occupies, or add a node"
+        )
+
+
+def _nodes(ray: Any) -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def places(ray: Any, share: Share) -> int:
+    """How many tasks of a share all nodes together have room for, each on one node."""
+    wanted = {"CPU": share.num_cpus, "GPU": share.num_gpus}
+    return sum(
+        min(int(node.get(resource, 0) // amount) for resource, amount in wanted.items() if amount)
+        for node in _nodes(ray)
+    )
