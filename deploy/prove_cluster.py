@@ -414,7 +414,7 @@ def brief(text: str) -> str:
     """What `ray` says without the command lines it logs."""
     lines = [re.sub(r"^[\d-]+ [\d:,]+\s+[A-Z]+ \S+ -- ", "", plain(line)) for line in text.splitlines()]
     loud = re.compile(
-        r"Running `|Full command|rsync`ed|ClusterState|docker|File Mount|a directory|^sen[dt]|total size|^\S*$"
+        r"Send term|Attempted|Running `|Full c|rsync`ed|ClusterState|docker|File Mount|a directory|^sen[dt]|total size|^\S*$"
     )
     return "\n".join(line for line in lines if not loud.search(line))
 
