@@ -44,6 +44,7 @@ HEAD, WORKERS = CONFIG["provider"]["head_ip"], CONFIG["provider"]["worker_ips"]
 DESK = HEAD.rpartition(".")[0] + ".1"
 USER, UID = CONFIG["auth"]["ssh_user"], 1500
 HOME, SHARED = f"/home/{USER}", "/mnt/shared"
+RAY = "ray::|packages/ray/"  # in the command lines of its processes
 JOBS = "http://127.0.0.1:8265"
 ENV = ". ~/retrellis/ray-env;"  # on a host
 VARIABLES = "RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0"  # at the desk
@@ -114,12 +115,11 @@ printf '[global]\\nno-index = true\\nfind-links = {shared}/wheels\\n' > ~/.confi
 
 @dataclass
 class Host:
-    """One small host: its name, address, and the process that holds its namespaces."""
+    """One small host: its name, address, and its first process as this machine counts."""
 
     name: str
     address: str
-    process: subprocess.Popen[bytes]
-    pid: int  # of its first process, as this machine counts
+    pid: int
 
     def on(self, *command: str) -> list[str]:
         """A command of root in its network."""
@@ -155,6 +155,10 @@ class Cluster:
 
     def __init__(self, state: Path, log: Log) -> None:
         self.state, self.log = state, log
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Hosts, cables, and an environment on each."""
         self.desk = self._start("desk", DESK)
         ip("link", "add", "bridge", "type", "bridge", on=self.desk)
         ip("link", "set", "lo", "up", on=self.desk)
@@ -176,10 +180,12 @@ class Cluster:
         run(["chown", "-R", f"{UID}:{UID}", str(folder / "home")])
         spaces = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
         boot = ["bash", "-c", BOOT, "boot", name, address, str(folder), str(self.state / "shared"), *SEEN]
-        process = subprocess.Popen(["unshare", *spaces, *boot])
+        # whatever ends this script ends the host
+        process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "unshare", *spaces, *boot])
+        self._processes.append(process)
         first = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         wait_for(first.read_text, "first process")
-        return Host(name, address, process, int(first.read_text()))
+        return Host(name, address, int(first.read_text()))
 
     def _connect(self, host: Host) -> None:
         """A cable from a host to the bridge at the desk, and a default route, as any host has one."""
@@ -214,9 +220,10 @@ class Cluster:
         return done.stdout
 
     def stop(self) -> None:
-        for host in [self.desk, *self.hosts]:
-            host.process.kill()  # with it all of its namespaces
-            host.process.wait()
+        """End all hosts, with all that runs on them."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
 
 
 def ip(*arguments: str, on: Host) -> None:
@@ -249,13 +256,18 @@ def prepare(state: Path) -> None:
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(ssh / "id_ed25519")])
     shutil.copy(ssh / "id_ed25519.pub", ssh / "authorized_keys")
     (ssh / "config").write_text("StrictHostKeyChecking accept-new\nLogLevel ERROR\n")
+    us, root = f"{USER}:x:{UID}:", "root:x:0:"
     accounts = {
-        "passwd": f"{USER}:x:{UID}:{UID}::{HOME}:/bin/bash",
-        "group": f"{USER}:x:{UID}:",
-        "shadow": f"{USER}:*:1::::::",
+        "passwd": [
+            f"{root}0::/root:/bin/bash",
+            "sshd:x:102:65534::/run/sshd:",
+            f"{us}{UID}::{HOME}:/bin/bash",
+        ],
+        "group": [root, us],
+        "shadow": ["root:*:1::::::", f"{USER}:*:1::::::"],
     }
-    for file, line in accounts.items():
-        (state / "template/etc" / file).write_text(Path("/etc", file).read_text() + line + "\n")
+    for file, lines in accounts.items():
+        (state / "template/etc" / file).write_text("\n".join(lines) + "\n")
     shared = state / "shared"
     for name, count in (("images", 12), ("more", 240), ("test", 2)):
         write_images(shared / name, count)
@@ -332,10 +344,13 @@ def prove(cluster: Cluster, log: Log) -> None:
     cluster.type("ray down ray_cluster.yaml --yes", show=brief)
     start = time.monotonic()
     for host in cluster.hosts:
-        wait_for(
-            lambda host=host: count(host, "raylet|gcs_server|ray::|site-packages/ray") == 0, "end of Ray", 300
+        wait_for(lambda host=host: not count(host, "raylet/raylet"), "end of Ray", 600)
+        left = count(host, RAY)
+        log(
+            f"{host.name}: a node no more {time.monotonic() - start:.0f} s later; {left} processes of Ray are left"
         )
-        log(f"{host.name}: no process of Ray, {time.monotonic() - start:.0f} s after `ray down` had ended")
+    cluster.type(f"for host in {' '.join(WORKERS)}; do ssh $host '{ENV} ray stop'; done", show=brief)
+    log(f"processes of Ray now: {', '.join(f'{count(host, RAY)} on {host.name}' for host in cluster.hosts)}")
 
 
 def detach(cluster: Cluster, log: Log) -> None:
@@ -351,9 +366,8 @@ def detach(cluster: Cluster, log: Log) -> None:
     victim, tasks = wait_for(lambda: parts(cluster) > before and at_work(workers), "part and task", 900)
     cluster.link(victim, "down")
     log(
-        f"{parts(cluster) - before} parts of the latents are recorded; {tasks} tasks are at work on {victim.name}"
+        f"{parts(cluster) - before} parts recorded, {tasks} tasks at work on {victim.name}: its link goes down"
     )
-    log(f"the link of {victim.name} is down")
     start = time.monotonic()
     wait_for(lambda: nodes(cluster) < len(cluster.hosts), "news that the host is gone", 300)
     log(f"Ray has given the host up after {time.monotonic() - start:.0f} s")
@@ -400,7 +414,7 @@ def brief(text: str) -> str:
     """What `ray` says without the command lines it logs."""
     lines = [re.sub(r"^[\d-]+ [\d:,]+\s+[A-Z]+ \S+ -- ", "", plain(line)) for line in text.splitlines()]
     loud = re.compile(
-        r"Running `|Full command|rsync`ed|ClusterState|docker|File Mount|a directory|^sen[dt]|total size|^\S*$"
+        r"Send term|Attempted|Running `|Full c|rsync`ed|ClusterState|docker|File Mount|a directory|^sen[dt]|total size|^\S*$"
     )
     return "\n".join(line for line in lines if not loud.search(line))
 
@@ -428,6 +442,7 @@ def main() -> None:
         prepare(state)
         cluster = Cluster(state, log)
         try:
+            cluster.start()
             prove(cluster, log)
         finally:
             cluster.stop()
