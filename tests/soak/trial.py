@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 import photos
@@ -50,7 +49,7 @@ FUNCTIONS = {
     "report": "make_report",
 }
 STAGES = tuple(FUNCTIONS)
-PARTS = 3  # of eight a set: in the midst of quantizing
+PARTS = 3  # recorded, of sixteen in two sets: in the midst of quantizing
 RUN_S = 600.0
 
 
@@ -59,10 +58,8 @@ def new_lab(folder: Path, latent_images: int = 80) -> Lab:
     photos.write(folder / "train", photos.TRAIN)
     photos.write(folder / "test", photos.TEST)
     places = product(range(0, 100, 5), range(0, 240, 5), ("astronaut", "coffee", "chelsea", "rocket"))
-    crops = ((name, top, left, 192, 192) for top, left, name in places)
-    photos.write(
-        folder / "latents", tuple(crop for _, crop in zip(range(latent_images), crops, strict=False))
-    )
+    crops = ((name, top, left, 192, 192) for top, left, name in islice(places, latent_images))
+    photos.write(folder / "latents", tuple(crops))
     (folder / "experiment.yaml").write_text(EXPERIMENT)
     return Lab(folder, str(folder / "workspace"))
 
@@ -81,11 +78,14 @@ class Trial:
 
     def until_amid(self, stage: str, run: Running) -> None:
         """Wait until a stage is surely in the midst of its work, as far as records and processes tell."""
-        amid: Callable[[], object] = lambda: self.nodes.working(FUNCTIONS[stage])  # noqa: E731
-        if stage in ("train", "finetune"):
-            amid = lambda: [name for name in self.lab.checkpoints() if f"/{stage}/" in name]  # noqa: E731
-        if stage == "quantize":
-            amid = lambda: len(self.lab.parts()) >= PARTS and self.nodes.working("quantize_part")  # noqa: E731
+
+        def amid() -> bool:
+            if stage in ("train", "finetune"):
+                return any(f"/{stage}/" in name for name in self.lab.checkpoints())
+            if stage == "quantize" and len(self.lab.parts()) < PARTS:
+                return False
+            return bool(self.nodes.workers(FUNCTIONS[stage]))
+
         run.until(amid, f"work of {stage}")
 
     def complete(self, *arguments: str) -> str:
