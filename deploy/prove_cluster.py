@@ -413,10 +413,11 @@ def count(host: Host, pattern: str) -> int:
 def brief(text: str) -> str:
     """What `ray` says without the command lines it logs."""
     lines = [re.sub(r"^[\d-]+ [\d:,]+\s+[A-Z]+ \S+ -- ", "", plain(line)) for line in text.splitlines()]
-    loud = re.compile(
-        r"Send term|Attempted|Running `|Full c|rsync`ed|ClusterState|docker|File Mount|a directory|^sen[dt]|total size|^\S*$"
+    loud = (
+        "Send term|Attempted|Running `|Full command|rsync`ed|ClusterState|docker|File Mount|use a directory"
     )
-    return "\n".join(line for line in lines if not loud.search(line))
+    loud += r"|^sen[dt]|total size|^\S*$"
+    return "\n".join(line for line in lines if not re.search(loud, line))
 
 
 def plain(text: str) -> str:
