@@ -43,15 +43,16 @@ class TaskFailed(RuntimeError):
 
     Attributes:
         cause: what it raised; None where its worker was lost.
+        blames_input: whether what it worked on may be at fault: not where its node, or memory, was missing.
     """
 
-    def __init__(self, message: str, cause: BaseException | None = None) -> None:
+    def __init__(self, message: str, cause: BaseException | None = None, blames_input: bool = False) -> None:
         super().__init__(message)
-        self.cause = cause
+        self.cause, self.blames_input = cause, blames_input
 
     def as_one_of(self, what: str) -> TaskFailed:
         """This failure as the example of many; `what` says of how many."""
-        failure = TaskFailed(f"{what}, such as: {self}", self.cause)
+        failure = TaskFailed(f"{what}, such as: {self}", self.cause, self.blames_input)
         for note in getattr(self, "__notes__", ()):
             failure.add_note(note)
         return failure
@@ -208,16 +209,27 @@ class Cluster:
 
         with self._room(share):
             messages = group.open_queue()
+            assert self._head
+            head = self._head
+
+            def check() -> None:
+                self._check_interrupted()
+                head.look()
+
             remote = self._remote(group.lead, function, Share(num_cpus=0))
             with self._lock:
                 self._check_interrupted()
                 lead = remote.remote(function, share, (args, messages))
             try:
-                for seconds, message in group.receive(messages, lead, self._check_interrupted):
+                for seconds, message in group.receive(messages, lead, check):
                     self._count(seconds * share.workers)
                     yield message
-            finally:
+            except HeadLost:
+                raise  # nobody is there to be asked for an end
+            except BaseException:
                 group.end(messages, lead)
+                raise
+            group.end(messages, lead)
 
     def _room(self, share: Share) -> threading.Semaphore:
         """For as many groups as fit at once: one that waits holds some processes already."""
@@ -229,6 +241,7 @@ class Cluster:
         """One of these references that is ready; looks after the head meanwhile."""
         assert self._head
         while True:
+            self._check_interrupted()  # a task on a host that cannot be reached is not cancelled for long
             self._head.look()
             ready, _ = self._ray.wait(references, num_returns=1, timeout=LOOK_EVERY_S)
             if ready:
@@ -246,7 +259,8 @@ class Cluster:
         with self._lock:
             self._interrupted = True
             for reference in list(self._pending):
-                self._ray.cancel(reference, force=True)
+                with contextlib.suppress(Exception):
+                    self._ray.cancel(reference, force=True)
 
     def stop(self) -> None:
         """End the embedded Ray, or leave the cluster."""
@@ -328,11 +342,13 @@ def _failure(error: BaseException) -> TaskFailed:
 
     if isinstance(error, exceptions.RayTaskError):
         cause = error.cause if isinstance(error.cause, BaseException) else error
-        failure = TaskFailed(f"{type(cause).__name__}: {cause}", cause)
+        of_memory = isinstance(cause, MemoryError) or "can't allocate memory" in str(cause)  # torch's words
+        failure = TaskFailed(f"{type(cause).__name__}: {cause}", cause, blames_input=not of_memory)
         failure.add_note(ANSI_COLOUR.sub("", str(error)))  # holds the worker's traceback
         return failure
     if isinstance(error, exceptions.OutOfMemoryError):
         failure = TaskFailed(f"OutOfMemoryError: {OUT_OF_MEMORY}")
         failure.add_note(str(error).partition("\nObject store memory usage")[0])  # which node, and its limit
         return failure
-    return TaskFailed(f"{type(error).__name__}: {error}")
+    crashed = isinstance(error, exceptions.WorkerCrashedError)
+    return TaskFailed(f"{type(error).__name__}: {error}", blames_input=crashed)

@@ -24,7 +24,8 @@ class Head:
         """`address`: host and port."""
         self.address = address
         self._lock = threading.Lock()
-        self._asked = self._answered = time.monotonic()
+        self._asked = time.monotonic()
+        self._failing_since: float | None = None
 
     def look(self) -> None:
         """Ask whether it is there, if that was some time ago.
@@ -35,7 +36,7 @@ class Head:
         with self._lock:
             if time.monotonic() - self._asked >= ASK_EVERY_S:
                 self._ask()
-            silent_s = self._asked - self._answered
+            silent_s = self._asked - (self._failing_since or self._asked)
         if silent_s > SILENT_S:
             raise HeadLost(
                 f"the head of the Ray cluster at {self.address} has not answered for {silent_s:.0f} s: its machine, "
@@ -48,7 +49,7 @@ class Head:
         while True:
             with self._lock:
                 self._ask()
-                if self._asked == self._answered:
+                if self._failing_since is None:
                     return
             self.look()
             time.sleep(1)
@@ -57,7 +58,7 @@ class Head:
         host, _, port = self.address.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), ASK_EVERY_S).close()
+            self._failing_since = None
         except OSError:
-            self._asked = time.monotonic()
-        else:
-            self._asked = self._answered = time.monotonic()
+            self._failing_since = self._failing_since or time.monotonic()
+        self._asked = time.monotonic()

@@ -122,13 +122,17 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while True:
+            self._look()
             row = self._row
             body = {"time": time.time(), "done": row.done, "total": row.total, "text": row.text}
             # No reason to end the work, which says so where it writes itself; the next beat tries again
             with suppress(OSError, StorageError):
                 self._workspace.put(f"{self._place}/progress.json", canonical_json(body))
-                with suppress(FileNotFoundError):
-                    self._workspace.get(f"{self._place}/{_ASKED}")
-                    self._cancel()
             if self._stopped.wait(BEAT_EVERY_S):
+                self._look()  # what was asked of this instance is asked of the run
                 return
+
+    def _look(self) -> None:
+        with suppress(OSError, StorageError):  # most often there is no such object
+            self._workspace.get(f"{self._place}/{_ASKED}")
+            self._cancel()

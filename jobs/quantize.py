@@ -106,7 +106,7 @@ def _quantize(task: Task, latents: LatentSet, parts: list[Part], total: int) -> 
     """One task a part, none for a part that another run has made meanwhile; the failed parts.
 
     Raises:
-        TaskFailed: the store failed, which is no image's fault, or more parts did than images may.
+        TaskFailed: the store failed, a node, or its memory, which is no image's fault; or more parts than images may.
     """
     codec, tables = task.inputs["codec"]["blob"], task.inputs["tables"]["blob"]
     assert isinstance(task.resources, QuantizeResources)
@@ -121,7 +121,7 @@ def _quantize(task: Task, latents: LatentSet, parts: list[Part], total: int) -> 
                 task.progress(done, total, "images")
             elif result is False:
                 claimed.append(part)
-            elif isinstance(result.cause, (StorageError, OSError)):
+            elif not result.blames_input or isinstance(result.cause, (StorageError, OSError)):
                 raise result
             else:
                 failed.append((part, result))
@@ -167,14 +167,26 @@ def quantize_part(
     return held
 
 
-@lru_cache(maxsize=1)  # a worker lives for many tasks of one set
-def _loaded(root: str, codec_blob: str, tables_blob: str) -> tuple[Codec, Tables, ImageStore]:
+# A worker lives for many tasks, of some sets in turn
+
+
+@lru_cache(maxsize=4)
+def _codec(root: str, blob: str) -> Codec:
     from pipeline.codec.artifact import Codec
+
+    return Codec.from_bytes(Workspace(root).blobs.get(blob))
+
+
+@lru_cache(maxsize=4)
+def _tables(root: str, blob: str) -> Tables:
     from pipeline.quantizers import Tables
 
-    workspace = Workspace(root)
-    codec = Codec.from_bytes(workspace.blobs.get(codec_blob))
-    return codec, Tables.from_bytes(workspace.blobs.get(tables_blob)), ImageStore(workspace)
+    return Tables.from_bytes(Workspace(root).blobs.get(blob))
+
+
+@lru_cache(maxsize=1)
+def _images(root: str) -> ImageStore:
+    return ImageStore(Workspace(root))
 
 
 def _quantized(
@@ -182,7 +194,7 @@ def _quantized(
 ) -> list[PartImage]:
     from pipeline.coding import code
 
-    codec, tables, store = _loaded(root, codec_blob, tables_blob)
+    codec, tables, store = _codec(root, codec_blob), _tables(root, tables_blob), _images(root)
     images = []
     for name in digests:
         pixels = store.read(name)
@@ -231,7 +243,13 @@ def _outcome(latents: LatentSet, digests: list[str], computed: int) -> Outcome:
         "latent_mse": round(mse, 8),
     }
     summary = {"images": len(whole), "quantized_now": computed, "bpp": note["bpp"]}
-    if failed := sorted(set(digests) - set(whole)):
+    failed = sorted(set(digests) - set(whole))
+    if withdrawn := sorted(set(failed) - latents.given_up().keys()):
+        raise LatentError(
+            f"expected the latents of {len(digests)} images, {len(withdrawn)} are missing, such as {withdrawn[0]}: "
+            "their parts were withdrawn meanwhile. Run again: only these are computed"
+        )
+    if failed:
         note["given_up"] = failed
         summary["given_up"] = len(failed)
     return Outcome(

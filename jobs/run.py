@@ -118,7 +118,7 @@ def run(nodes: list[Node], results: Results, drive: Drive) -> dict[str, Record]:
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    if drive.cancelled.is_set() and failed:
+    if drive.cancelled.is_set() and any(node.id not in produced for node in nodes):
         raise RunCancelled("cancelled; what finished is kept, and the same command goes on from there")
     if failed:
         raise _failure(failed, [node.id for node in nodes if node.id not in produced])

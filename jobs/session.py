@@ -221,7 +221,7 @@ def _refuse_retraining(
 ) -> None:
     """Stop where a codec of this experiment and λ exists and would be trained anew with other ingredients.
 
-    A training that goes on from one of them has nothing to ask for: it adds to what they cost.
+    A training that is the first to go on from one of them has nothing to ask for: it adds to what they cost.
 
     Args:
         stood_on: keys of codecs that this experiment took from another that had trained them.
@@ -235,7 +235,9 @@ def _refuse_retraining(
     ]
     codecs = [old["outputs"]["codec"]["digest"] for old in trained]
     assert step.ingredients
-    if trained and step.ingredients["inputs"].get("start") not in codecs:
+    start = step.ingredients["inputs"].get("start")
+    goes_on = start in codecs and start not in [old["ingredients"]["inputs"].get("start") for old in trained]
+    if trained and not goes_on:
         old = max(trained, key=lambda record: str(record["ended"]))
         raise WouldRetrain(
             f"{step.node.id} has been trained before in experiment {experiment.name!r} "

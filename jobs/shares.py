@@ -51,6 +51,6 @@ def places(ray: Any, share: Share) -> int:
     """How many tasks of a share all nodes together have room for, each on one node."""
     wanted = {"CPU": share.num_cpus, "GPU": share.num_gpus}
     return sum(
-        min(int(node.get(resource, 0) // amount) for resource, amount in wanted.items() if amount)
+        min(int(node.get(resource, 0) / amount + 1e-9) for resource, amount in wanted.items() if amount)
         for node in _nodes(ray)
     )

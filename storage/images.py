@@ -94,9 +94,10 @@ class ImageStore:
         Raises:
             RecordError: a record cannot be read.
         """
-        if self._index is None:
-            self._index = _index(self._workspace.records.load(_FOLDER).values())
-        return self._index
+        index = self._index  # another thread may forget it meanwhile
+        if index is None:
+            index = self._index = _index(self._workspace.records.load(_FOLDER).values())
+        return index
 
     def write_shard(self, pixels: Mapping[str, Pixels], sources: Sequence[Source]) -> dict[str, Any]:
         """Write those of the images that the index does not have as one shard, then the record of all the sources.

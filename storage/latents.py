@@ -18,13 +18,12 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from storage.buckets import meet, shelf
-from storage.errors import StorageError, StorageFull
+from storage.errors import StorageError, StorageFull, StoreError
 from storage.image_table import ImageTable
 from storage.keys import digest, digest_of_pairs, sha256
 from storage.part_records import check_distinct, describe, examine, recorded
@@ -92,7 +91,11 @@ class LatentSet:
             prefix: of digests, in binary digits: only parts that can hold images with such digests.
         """
         shelves = {shelf(""), shelf(prefix)} if shelf(prefix) != shelf("") else {""}
-        names = sorted(name for place in shelves for name in self._list(f"parts/{place}".rstrip("/")))
+        folders = [f"{self._folder}/parts/{place}".rstrip("/") for place in shelves]
+        found = [name.split("/")[3:] for folder in folders for name in self.workspace.records.list(folder)]
+        names = sorted(
+            name for _, name in (path for path in found if len(path) == 2)
+        )  # older ones lie on no shelf
         retired = set(self._list("retired"))
         return [name for name in names if name not in retired and meet(_prefix(name), prefix)]
 
@@ -126,7 +129,11 @@ class LatentSet:
         known = self._known.only(names)
         new = sorted(set(names) - set(known.parts))
         if len(new) >= COMPACT_FROM:
-            known = self._compacted().only(names)
+            table = self._compacted()
+            if not prefix and set(table.parts) - set(names) - set(self._list("retired")):
+                self._forget_tables()  # a hand has moved records away; others may take their names
+                table = ImageTable()
+            known = table.only(names)
             new = sorted(set(names) - set(known.parts))
         if new:
             known = known.extended(self.workspace.each(self.record, new))
@@ -155,22 +162,31 @@ class LatentSet:
             return
         data, attempt = table.to_bytes(), uuid.uuid4().hex
         older = self._list("tables")
-        body = {"attempt": attempt, "object": f"{self._folder}/table-{attempt}.npz", "sha256": sha256(data)}
-        self.workspace.put(body["object"], data)
+        body = {"attempt": attempt, "sha256": sha256(data)}
         name = f"{len(table.parts):012d}-{attempt}"
+        self.workspace.put(self._table(name), data)
         self.workspace.records.create(self._name("tables", name), body)
-        for name in older:
-            record = self._record(self._name("tables", name))
-            self.workspace.remove(record["object"])  # readers go on with the newer one, or with records
+        self._forget_tables(older)  # readers go on with the newer one, or with records
+
+    def _table(self, name: str) -> str:
+        return f"{self._folder}/table-{name}.npz"
+
+    def _forget_tables(self, names: Iterable[str] | None = None) -> None:
+        for name in self._list("tables") if names is None else names:
+            self.workspace.remove(self._table(name))
 
     def _compacted(self) -> ImageTable:
         """What `compact` kept last; an empty table where there is none, or it is damaged."""
         for name in reversed(self._list("tables")):
-            record = self._record(self._name("tables", name))
-            with suppress(FileNotFoundError):
-                data = self.workspace.get(record["object"])
-                if sha256(data) == record["sha256"]:
-                    return ImageTable.from_bytes(data)
+            try:
+                record = self._record(self._name("tables", name))
+                data = self.workspace.get(self._table(name))
+            except StoreError:
+                raise
+            except (OSError, StorageError):
+                continue
+            if sha256(data) == record["sha256"]:
+                return ImageTable.from_bytes(data)
         return ImageTable()
 
     def give_up(self, name: str, reason: str) -> None:
@@ -206,11 +222,11 @@ class LatentSet:
             LatentError: the part is not recorded (or retired), or one of its objects is missing or damaged. Nothing
                 of a damaged part is returned.
         """
-        if part not in self.part_names():
+        record = self.workspace.records.get(self.record_name(part))
+        if record is None or part in self._list("retired"):
             raise LatentError(
                 f"{self._folder}: expected a recorded part {part!r}, found none. Run quantize again."
             )
-        record = self.record(part)
         entries = record["objects"]
         read = self.workspace.each(lambda entry: self._verified(part, record["group"], entry), entries)
         objects = {entry["name"]: data for entry, data in zip(entries, read, strict=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import storage.latents
 from storage.image_table import ImageTable, Row
 from storage.keys import digest, digest_of_pairs
 from storage.latents import LatentSet
+from storage.parts import content_digest
 from storage.workspace import Workspace
 from tests.test_latents import KEY, latents
 
@@ -112,6 +114,8 @@ def test_a_compacted_set_is_the_set_of_its_records(
         assert dict(fresh(compacted).images()) == dict(found)
     table.unlink()
     assert dict(fresh(compacted).images()) == dict(found)
+    next(Path(compacted.workspace.root, "records/latents", KEY, "tables").iterdir()).write_bytes(b"")
+    assert dict(fresh(compacted).images()) == dict(found)
     assert sorted(found) == sorted(names)
 
 
@@ -166,3 +170,20 @@ def test_narrow_buckets_lie_on_shelves(tmp_path: Path) -> None:
     assert stored.missing(names, "0" * 14) == names[4:]
     assert stored.missing(names, "0" * 32) == names[4:]
     assert stored.missing(names, "0" * 11) == names[5:]
+
+
+def test_a_part_made_again_under_its_name_is_not_taken_for_the_old_one(compacted: LatentSet) -> None:
+    """Who moves a record away, as errors advise, gets a part of the same name."""
+    part = fresh(compacted).images()[latents(1).digest].part
+    Path(compacted.workspace.path(f"records/{compacted.record_name(part)}.json")).unlink()
+    assert fresh(compacted).missing([latents(1).digest]) == [latents(1).digest]
+    other = replace(latents(1), indices=-latents(1).indices)
+    assert fresh(compacted).write_part("0", [other])["part"] == part
+    assert fresh(compacted).images()[other.digest].content == content_digest(other)
+
+
+def test_records_of_an_older_layout_are_no_parts(compacted: LatentSet) -> None:
+    names = fresh(compacted).part_names()
+    older = {"attempt": "a", "part": "3-older.0"}
+    compacted.workspace.records.create(f"latents/{KEY}/parts/3-older.0", older)
+    assert fresh(compacted).part_names() == names

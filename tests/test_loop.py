@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.console import Console
 from jobs import ingest, progress, train
 from jobs.experiment import Images
 from jobs.loop import Message, Place, Schedule, run_loop
-from jobs.progress import Board, Heartbeat, is_alive, read_beat
+from jobs.progress import Board, Heartbeat, Row, ask_to_end, is_alive, read_beat
 from jobs.resources import TrainResources
 from jobs.stage import Node, Task
 from pipeline.training.base import BaseSettings, BaseTraining
@@ -196,13 +197,17 @@ def test_that_small_images_are_padded_is_said(
     assert said == (["some images are smaller than the crop of 64 px: they are reflect-padded"] * padded)
 
 
+def row_of(label: str) -> Row:
+    return Board(Console(file=io.StringIO())).row(label)
+
+
 def test_the_heartbeat_outlives_errors_of_the_store(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "BEAT_EVERY_S", 0.01)
     blocked = Path(workspace.path("attempts"))
     blocked.touch()  # a file where a folder should be
-    heartbeat = Heartbeat(workspace, "attempts/train/a", Board(Console(file=io.StringIO())).row("train"))
+    heartbeat = Heartbeat(workspace, "attempts/train/a", row_of("train"), lambda: None)
     try:
         time.sleep(0.1)
         assert blocked.is_file()
@@ -210,3 +215,19 @@ def test_the_heartbeat_outlives_errors_of_the_store(
         wait_until(lambda: is_alive(read_beat(workspace, "attempts/train/a")), "beat")
     finally:
         heartbeat.close()
+
+
+@pytest.mark.parametrize("beat_every_s", [0.01, 60.0])
+def test_what_is_asked_of_an_instance_is_noticed_at_its_end_at_last(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, beat_every_s: float
+) -> None:
+    monkeypatch.setattr(progress, "BEAT_EVERY_S", beat_every_s)
+    asked = threading.Event()
+    heartbeat = Heartbeat(workspace, "attempts/train/a", row_of("train"), asked.set)
+    wait_until(lambda: read_beat(workspace, "attempts/train/a"), "beat")
+    assert not asked.is_set()
+    ask_to_end(workspace, "attempts/train/a")
+    if beat_every_s < 1:
+        wait_until(asked.is_set, "end")
+    heartbeat.close()
+    assert asked.is_set()

@@ -23,6 +23,7 @@ from jobs.run import RunFailed
 from jobs.shares import Share
 from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
+from storage.latents import LatentSet
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 
@@ -134,3 +135,36 @@ def test_a_task_that_takes_its_worker_with_it_is_one_failure(cluster: Cluster) -
     assert isinstance(failure, TaskFailed)
     assert failure.cause is None
     assert "WorkerCrashedError" in str(failure)
+
+
+def out_of_memory(fault: int, number: int) -> int:
+    """As torch says it."""
+    if number == fault:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+    if number == fault + 1:
+        raise MemoryError
+    return number
+
+
+def test_missing_memory_is_no_inputs_fault(cluster: Cluster) -> None:
+    found = dict(cluster.attempt(out_of_memory, [(2, number) for number in range(5)], Share(num_cpus=0.5)))
+    failures = [result for result in found.values() if isinstance(result, TaskFailed)]
+    assert [failure.blames_input for failure in failures] == [False, False]
+    crashed = dict(cluster.attempt(crash_on, [(0, 0)], Share(num_cpus=0.5)))[0, 0]
+    assert isinstance(crashed, TaskFailed)
+    assert crashed.blames_input
+
+
+def test_a_part_withdrawn_meanwhile_gives_no_image_up(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    compact = LatentSet.compact
+
+    def withdraw(latents: LatentSet) -> None:
+        latents.retire(latents.part_names()[0], "a test")
+        compact(latents)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentSet, "compact", withdraw)
+        with pytest.raises(RunFailed, match=r"their parts were withdrawn meanwhile\. Run again"):
+            lab.run()
+    lab.run()
+    assert "given_up" not in lab.record("quantize")["summary"]

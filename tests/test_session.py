@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def steps(workspace: Workspace) -> list[Step]:
     manifest = workspace.blobs.put(canonical_json({"images": [{"digest": name}]}), ".json")
     latents = LatentSet(workspace, "5" * 64)
     latents.write_part(
-        "0", [PartImage(name, 8, 8, np.ones((2, 4, 4), "i2"), np.ones((1, 1, 1), "i2"), 1.0, 1.0)]
+        "0", [PartImage(name, 8, 8, np.ones((2, 4, 4), "i2"), np.ones((1, 1, 1), "i2"), 1.0, 1.0, 1.0)]
     )
     images = {"images": {"kind": "images", "digest": "d", "blob": manifest, "note": {}}}
     found = {"latents": {"kind": "latents", "digest": "l", "note": {"set": latents.key}}}
@@ -78,6 +79,19 @@ def test_a_codec_taken_from_another_experiment_is_guarded_too(small: Any) -> Non
         _refuse_retraining(experiment, results, step, {"old"})
 
 
+def test_going_on_from_a_codec_is_free_once(small: Any) -> None:
+    experiment, results, step = small
+    further = replace(step, ingredients={"inputs": {"start": "first"}})
+    _refuse_retraining(experiment, results, further, {"old"})
+    second = results["train"]["old"] | {
+        "outputs": {"codec": {"digest": "second"}},
+        "ingredients": {"inputs": {"start": "first"}},
+    }
+    results["train"]["further"] = second
+    with pytest.raises(WouldRetrain):
+        _refuse_retraining(experiment, results, further, {"old", "further"})
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Any:
     from jobs.experiment import check
@@ -90,5 +104,7 @@ def small(tmp_path: Path) -> Any:
         "evaluate": {"images": str(tmp_path)},
     }
     old = {"experiment": "another", "axes": {"lmbda": 0.013}, "seconds": 1.0, "ended": "then"}
-    step = Step(Node("train", {"lmbda": 0.013}, {}), "new", {}, None, "differs in settings.steps (1 → 2)")
+    old |= {"outputs": {"codec": {"digest": "first"}}, "ingredients": {"inputs": {}}}
+    why = "differs in settings.steps (1 → 2)"
+    step = Step(Node("train", {"lmbda": 0.013}, {}), "new", {"inputs": {}}, None, why)
     return check(document, "test"), {"train": {"old": old}}, step

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
@@ -89,12 +90,16 @@ class Group:
         """What the worker of rank 0 calls this with, on every worker. Raises PeerLost."""
         if self.size == 1:
             return data
-        box = [data]
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        size = torch.tensor([len(data)], device=device)
         try:
-            distributed.broadcast_object_list(box)
+            distributed.broadcast(size, 0)
+            mine = np.frombuffer(data if self.rank == 0 else bytes(int(size)), np.uint8)
+            box = torch.from_numpy(mine.copy()).to(device)
+            distributed.broadcast(box, 0)  # as plain bytes: broadcast_object_list would unpickle them
         except RuntimeError as error:
             raise PeerLost(f"a worker of this training is gone: {error}") from error
-        return box[0]
+        return box.cpu().numpy().tobytes()
 
 
 ALONE = Group()
