@@ -82,6 +82,7 @@ def compute(task: Task) -> Outcome:
         parts = [
             Part(prefix, images) for prefix, images in buckets(missing, min(max(bits, 1), MOST_BITS)).items()
         ]
+        parts.sort(key=lambda part: -len(part.images))  # so that workers end at about the same time
         failed = _quantize(task, latents, parts, len(missing))
         # which image of a part it was shows when each is a part of its own
         alone = [Part(binary(name), [name]) for part, _ in failed for name in part.images]
