@@ -17,7 +17,7 @@ from hostile_files import padded, photograph, small_codec, small_coder
 from laboratory import COMMAND, Lab
 from rich.console import Console
 
-from jobs import cli
+from jobs import cli, files_cli
 from jobs.import_codec import read_codec
 from pipeline.bitstream import ImageCoder, parse
 
@@ -30,7 +30,7 @@ def retrellis(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         console = Console(file=io.StringIO(), width=400, soft_wrap=True)
-        monkeypatch.setattr(cli, "console", console)
+        monkeypatch.setattr(files_cli, "console", console)
         monkeypatch.setattr(sys, "argv", ["retrellis", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             cli.main()
