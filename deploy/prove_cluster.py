@@ -396,7 +396,7 @@ def nodes(cluster: Cluster) -> int:
 
 def parts(cluster: Cluster) -> int:
     """How many parts of latent sets are recorded."""
-    return len(list((cluster.state / "shared/workspace/records/latents").glob("*/parts/*.json")))
+    return len(list((cluster.state / "shared/workspace/records/latents").glob("*/parts/*/*.json")))
 
 
 def at_work(hosts: list[Host]) -> tuple[Host, int] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from storage.errors import StorageFull
 
 
-def write_file(path: Path, data: bytes, *, replace: bool) -> bool:
+def write_file(path: Path, data: bytes | memoryview, *, replace: bool) -> bool:
     """Write a file and the way to it, flushed to the disk before it has its name.
 
     Args:

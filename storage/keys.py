@@ -38,7 +38,7 @@ def digest_of_pairs(pairs: Iterable[tuple[str, str]]) -> str:
     return hasher.hexdigest()
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | memoryview) -> str:
     """SHA-256 of bytes, 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
 

@@ -162,14 +162,14 @@ class LatentSet:
             return
         data, attempt = table.to_bytes(), uuid.uuid4().hex
         older = self._list("tables")
-        body = {"attempt": attempt, "sha256": sha256(data)}
+        body = {"attempt": attempt, "sha256": sha256(data), "parts": table.parts}
         name = f"{len(table.parts):012d}-{attempt}"
         self.workspace.put(self._table(name), data)
         self.workspace.records.create(self._name("tables", name), body)
         self._forget_tables(older)  # readers go on with the newer one, or with records
 
     def _table(self, name: str) -> str:
-        return f"{self._folder}/table-{name}.npz"
+        return f"{self._folder}/table-{name}"
 
     def _forget_tables(self, names: Iterable[str] | None = None) -> None:
         for name in self._list("tables") if names is None else names:
@@ -186,7 +186,7 @@ class LatentSet:
             except (OSError, StorageError):
                 continue
             if sha256(data) == record["sha256"]:
-                return ImageTable.from_bytes(data)
+                return ImageTable.from_bytes(record["parts"], data)
         return ImageTable()
 
     def give_up(self, name: str, reason: str) -> None:
@@ -206,14 +206,15 @@ class LatentSet:
             LatentError: an image is missing.
         """
         table = self.images()
-        wanted = sorted(set(digests))
+        wanted = list(digests)
         rows = table.find(wanted)
-        if len(absent := np.flatnonzero(rows < 0)):
+        if (rows < 0).any():
+            absent = sorted({name for name, row in zip(wanted, rows, strict=True) if row < 0})
             raise LatentError(
-                f"{self._folder}: expected the latents of {len(wanted)} images, {len(absent)} are missing, such as "
-                f"{wanted[absent[0]]}. Run quantize again; its report says which images failed and why."
+                f"{self._folder}: expected the latents of {len(set(wanted))} images, {len(absent)} are missing, "
+                f"such as {absent[0]}. Run quantize again; its report says which images failed and why."
             )
-        return digest_of_pairs(table.contents(rows))
+        return digest_of_pairs(table.contents(np.unique(rows)))  # rows lie in the order of digests
 
     def read_part(self, part: str) -> list[PartImage]:
         """All images of a part; their integers have the dtype at rest, int8 or int16.

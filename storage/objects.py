@@ -71,7 +71,7 @@ class Objects:
             make_directory(self._folder)
             self.store = LocalStore(self._folder)
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes | memoryview) -> None:
         """Write an object, replacing one of that name.
 
         Raises:

@@ -41,6 +41,10 @@ def record(part: str, digests: Sequence[str]) -> dict[str, Any]:
     return {"part": part, "images": images}
 
 
+def again(table: ImageTable) -> ImageTable:
+    return ImageTable.from_bytes(table.parts, bytes(table.to_bytes()))
+
+
 @given(RECORDS, st.sets(st.sampled_from("abcdefgh")), st.lists(DIGESTS))
 def test_a_table_is_the_dictionary_of_first_parts(
     parts: dict[str, set[str]], only: set[str], wanted: list[str]
@@ -50,7 +54,7 @@ def test_a_table_is_the_dictionary_of_first_parts(
     table = ImageTable().extended(records[:half]).extended(records[half:])
     for found, kept in (
         (table, parts),
-        (ImageTable.from_bytes(table.only(only).to_bytes()), only & parts.keys()),
+        (again(table.only(only)), only & parts.keys()),
     ):
         expected: dict[str, Row] = {}
         for part in sorted(kept):
@@ -109,7 +113,7 @@ def test_a_compacted_set_is_the_set_of_its_records(
         assert [part[0] for part in read] == ["1"]  # the others' records were not read
     (table,) = tables(compacted)
     whole = table.read_bytes()
-    for change in (whole[:-1] + b"?", whole[:100], b""):
+    for change in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:108], b""):
         table.write_bytes(change)
         assert dict(fresh(compacted).images()) == dict(found)
     table.unlink()
