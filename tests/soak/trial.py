@@ -49,7 +49,7 @@ FUNCTIONS = {
     "report": "make_report",
 }
 STAGES = tuple(FUNCTIONS)
-PARTS = 3  # recorded, of sixteen in two sets: in the midst of quantizing
+PARTS = 3  # recorded, of some eight in two sets: in the midst of quantizing
 RUN_S = 600.0
 
 
