@@ -240,18 +240,6 @@ def test_two_runs_on_one_workspace_give_one_set_of_results(
         latents.read_part(part)  # verifies every object
 
 
-def test_folders_of_our_names_where_it_is_started_are_not_ours(reference: Lab, tmp_path: Path) -> None:
-    decoys = tmp_path / "decoys"
-    for name in ("jobs", "storage", "pipeline"):
-        (decoys / name).mkdir(parents=True)
-        (decoys / name / "__init__.py").write_text(f"raise ImportError('the wrong {name}')\n")
-    lab = reference.beside(tmp_path / "workspace")
-    run = lab.start("quantize", lab.file, "--only", "quantizer=tcq4", cwd=decoys)  # with a Ray of its own
-    assert run.finish() == 0, run.text
-    assert lab.content().items() <= reference.content().items()
-    assert len(lab.parts()) > 0
-
-
 def _tables(lab: Lab, quantizer: str) -> Tables:
     blob = lab.record("tables", quantizer=quantizer)["outputs"]["tables"]["blob"]
     return Tables.from_bytes(lab.workspace.blobs.get(blob))
