@@ -55,8 +55,8 @@ def _image(name: str) -> PartImage:
     return PartImage(name, 16, 16, values.reshape(32, 1, 1), values[:4].reshape(4, 1, 1), 100.0, 10.0, 1.0)
 
 
-def drive(root: str, count: int) -> None:
-    """The driver: quantize `count` images, then look at the finished set once more, as the next run does."""
+def drive(root: str, images: str, count: int) -> None:
+    """The driver: quantize these images, then look at the finished set once more, as the next run does."""
     peak, done = [resident()], threading.Event()
 
     def watch() -> None:
@@ -65,7 +65,7 @@ def drive(root: str, count: int) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     workspace, cluster = Workspace.open(root), Cluster()
-    task = the_task(workspace, cluster, manifest(workspace, count))
+    task = the_task(workspace, cluster, images)
     start = resident()
     clock = time.monotonic()
     with patch.object(quantize, "quantize_part", fake_part):
@@ -125,11 +125,12 @@ def main(counts: list[int]) -> None:
     print(machine("ray", "numpy", "obstore"), flush=True)
     for count in counts or [20_000, 1_000_000]:
         with tempfile.TemporaryDirectory() as root:
-            subprocess.run([sys.executable, __file__, "--drive", root, str(count)], check=True)
+            images = manifest(Workspace.open(root), count)
+            subprocess.run([sys.executable, __file__, "--drive", root, images, str(count)], check=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--drive"]:
-        drive(sys.argv[2], int(sys.argv[3]))
+        drive(sys.argv[2], sys.argv[3], int(sys.argv[4]))
     else:
         main([int(count) for count in sys.argv[1:]])
