@@ -209,19 +209,12 @@ class Cluster:
 
         with self._room(share):
             messages = group.open_queue()
-            assert self._head
-            head = self._head
-
-            def check() -> None:
-                self._check_interrupted()
-                head.look()
-
             remote = self._remote(group.lead, function, Share(num_cpus=0))
             with self._lock:
                 self._check_interrupted()
                 lead = remote.remote(function, share, (args, messages))
             try:
-                for seconds, message in group.receive(messages, lead, check):
+                for seconds, message in group.receive(messages, lead, self._check):
                     self._count(seconds * share.workers)
                     yield message
             except HeadLost:
@@ -238,11 +231,9 @@ class Cluster:
             return self._groups.setdefault(share, threading.Semaphore(fitting))
 
     def _wait(self, references: list[Any]) -> Any:
-        """One of these references that is ready; looks after the head meanwhile."""
-        assert self._head
+        """One of these references that is ready."""
         while True:
-            self._check_interrupted()  # a task on a host that cannot be reached is not cancelled for long
-            self._head.look()
+            self._check()
             ready, _ = self._ray.wait(references, num_returns=1, timeout=LOOK_EVERY_S)
             if ready:
                 return ready[0]
@@ -288,6 +279,15 @@ class Cluster:
             reference = remote.remote(function, share, args)
             self._pending.add(reference)
         return reference
+
+    def _check(self) -> None:
+        """While something is waited for: nobody has interrupted, and the head is there.
+
+        A task on a host that cannot be reached is not cancelled for long, so its end says nothing of an interruption.
+        """
+        assert self._head
+        self._check_interrupted()
+        self._head.look()
 
     def _check_interrupted(self) -> None:
         if self._interrupted:

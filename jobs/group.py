@@ -118,9 +118,8 @@ def _trainer(
         run_config=RunConfig(
             name="ray-train",  # an empty folder: Ray Train asks for a place, and is given nothing to keep
             storage_path=str(LocalCache.default().root),
-            failure_config=FailureConfig(
-                max_failures=0
-            ),  # `Cluster.stream` tries again, so that there is one policy
+            # `Cluster.stream` tries again, so that there is one policy
+            failure_config=FailureConfig(max_failures=0),
         ),
     )
 

@@ -225,8 +225,7 @@ def refinement(settings: Mapping[str, Any]) -> Refinement | None:
 
 def _outcome(latents: LatentSet, digests: list[str], computed: int) -> Outcome:
     """What is there of these images; those given up are named, so that whoever reads the set leaves them out, too."""
-    latents.compact()
-    table = latents.images()
+    table = latents.compact()
     found = table.find(digests)
     whole = [name for name, row in zip(digests, found, strict=True) if row >= 0]
     if not whole:
@@ -244,13 +243,12 @@ def _outcome(latents: LatentSet, digests: list[str], computed: int) -> Outcome:
         "latent_mse": round(mse, 8),
     }
     summary = {"images": len(whole), "quantized_now": computed, "bpp": note["bpp"]}
-    failed = sorted(set(digests) - set(whole))
-    if withdrawn := sorted(set(failed) - latents.given_up().keys()):
-        raise LatentError(
-            f"expected the latents of {len(digests)} images, {len(withdrawn)} are missing, such as {withdrawn[0]}: "
-            "their parts were withdrawn meanwhile. Run again: only these are computed"
-        )
-    if failed:
+    if failed := sorted(set(digests) - set(whole)):
+        if withdrawn := sorted(set(failed) - latents.given_up().keys()):
+            raise LatentError(
+                f"expected the latents of {len(digests)} images, {len(withdrawn)} are missing, such as "
+                f"{withdrawn[0]}: their parts were withdrawn meanwhile. Run again: only these are computed"
+            )
         note["given_up"] = failed
         summary["given_up"] = len(failed)
     return Outcome(

@@ -26,6 +26,14 @@ class Share:
 
 
 def require_feasible(ray: Any, share: Share, stage: str) -> None:
+    """Make sure that some node has room for a task, and all together for its workers.
+
+    Args:
+        stage: whose tasks these are, for the message.
+
+    Raises:
+        InfeasibleResources: says which setting to lower, and to what.
+    """
     nodes = _nodes(ray)
     for resource, wanted in (("CPU", share.num_cpus), ("GPU", share.num_gpus)):
         most = max((float(node.get(resource, 0)) for node in nodes), default=0.0)

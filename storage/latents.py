@@ -90,12 +90,13 @@ class LatentSet:
         Args:
             prefix: of digests, in binary digits: only parts that can hold images with such digests.
         """
-        shelves = {shelf(""), shelf(prefix)} if shelf(prefix) != shelf("") else {""}
-        folders = [f"{self._folder}/parts/{place}".rstrip("/") for place in shelves]
-        found = [name.split("/")[3:] for folder in folders for name in self.workspace.records.list(folder)]
+        own, wide = shelf(prefix), shelf("")
+        places = ["parts"] if own == wide else [f"parts/{wide}", f"parts/{own}"]
+        listed = [name for place in places for name in self.workspace.records.list(f"{self._folder}/{place}")]
+        # those of older versions lie on no shelf
         names = sorted(
-            name for _, name in (path for path in found if len(path) == 2)
-        )  # older ones lie on no shelf
+            name.rpartition("/")[2] for name in listed if name.count("/") == self._folder.count("/") + 3
+        )
         retired = set(self._list("retired"))
         return [name for name in names if name not in retired and meet(_prefix(name), prefix)]
 
@@ -151,15 +152,15 @@ class LatentSet:
         found = self.images(prefix).find(names)
         return [name for name, row in zip(names, found, strict=True) if row < 0]
 
-    def compact(self) -> None:
-        """Keep what records say of images as one object too, if there are many that no such object covers yet.
+    def compact(self) -> ImageTable:
+        """`images`, and keep them as one object too, if there are many parts that no such object covers yet.
 
         It saves reading, and decides nothing: where it is missing or damaged, the records are read.
         """
-        covered = set(self._compacted().parts)
         table = self.images()
-        if len(set(table.parts) - covered) < COMPACT_FROM:
-            return
+        few = len(table.parts) < COMPACT_FROM
+        if few or len(set(table.parts) - set(self._compacted().parts)) < COMPACT_FROM:
+            return table
         data, attempt = table.to_bytes(), uuid.uuid4().hex
         older = self._list("tables")
         body = {"attempt": attempt, "sha256": sha256(data), "parts": table.parts}
@@ -167,6 +168,7 @@ class LatentSet:
         self.workspace.put(self._table(name), data)
         self.workspace.records.create(self._name("tables", name), body)
         self._forget_tables(older)  # readers go on with the newer one, or with records
+        return table
 
     def _table(self, name: str) -> str:
         return f"{self._folder}/table-{name}"

@@ -14,25 +14,12 @@ import numpy as np
 import pytest
 import torch
 from torch import distributed
+from trainings import BASE
 
-from pipeline.training.base import BaseSettings, BaseTraining
+from pipeline.training.base import BaseTraining
 from pipeline.training.group import ALONE, Group, PeerLost
 
-SETTINGS = BaseSettings(
-    N=4,
-    M=6,
-    lmbda=0.01,
-    steps=6,
-    batch=4,
-    crop=64,
-    optimizer="muon",
-    learning_rate=1e-3,
-    warmup=2,
-    clip=1.0,
-    precision="float32",
-    seed=3,
-    transform_rate=0.3,
-)
+SETTINGS = replace(BASE, batch=4, transform_rate=0.3)
 STEPS = 3
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_latents import KEY, latents
 
 import storage.latents
 from storage.image_table import ImageTable, Row
@@ -17,7 +18,6 @@ from storage.keys import digest, digest_of_pairs
 from storage.latents import LatentSet
 from storage.parts import content_digest
 from storage.workspace import Workspace
-from tests.test_latents import KEY, latents
 
 DIGESTS = st.integers(0, 5).map(lambda number: bytes([number] * 31 + [number % 3]).hex())  # some end in zeros
 RECORDS = st.dictionaries(st.sampled_from("abcdefgh"), st.sets(DIGESTS, max_size=4), max_size=6)

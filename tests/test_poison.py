@@ -23,6 +23,7 @@ from jobs.run import RunFailed
 from jobs.shares import Share
 from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
+from storage.image_table import ImageTable
 from storage.latents import LatentSet
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
@@ -158,9 +159,9 @@ def test_missing_memory_is_no_inputs_fault(cluster: Cluster) -> None:
 def test_a_part_withdrawn_meanwhile_gives_no_image_up(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     compact = LatentSet.compact
 
-    def withdraw(latents: LatentSet) -> None:
+    def withdraw(latents: LatentSet) -> ImageTable:
         latents.retire(latents.part_names()[0], "a test")
-        compact(latents)
+        return compact(latents)
 
     with monkeypatch.context() as patch:
         patch.setattr(LatentSet, "compact", withdraw)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from trainings import BASE
 
 from jobs.evaluate import check_decoded, score
 from pipeline.bitstream import ImageCoder
@@ -20,7 +21,7 @@ from pipeline.coding import analyse, code, decode_latent, scale_inputs, synthesi
 from pipeline.quantizers import Tables, design, settings
 from pipeline.quantizers.lloyd import midpoint_tables
 from pipeline.sigma import SIGMA_LEVELS, sigma_levels
-from pipeline.training.base import BaseSettings, BaseTraining, random_crop, reflect_pad
+from pipeline.training.base import BaseTraining, random_crop, reflect_pad
 from pipeline.training.finetune import (
     Control,
     FinetuneSettings,
@@ -39,20 +40,6 @@ from pipeline.training.optimization import (
     step_metrics,
 )
 
-BASE = BaseSettings(
-    N=4,
-    M=6,
-    lmbda=0.01,
-    steps=6,
-    batch=2,
-    crop=64,
-    optimizer="muon",
-    learning_rate=1e-3,
-    warmup=2,
-    clip=1.0,
-    precision="float32",
-    seed=3,
-)
 ARM = FinetuneSettings(
     parts="decoder",
     latents="quantized",

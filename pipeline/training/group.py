@@ -6,7 +6,8 @@ what, and not what is computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -65,10 +66,8 @@ class Group:
         if self.size == 1:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        try:
+        with _among_peers():
             distributed.all_reduce(flat)
-        except RuntimeError as error:
-            raise PeerLost(f"a worker of this training is gone: {error}") from error
         flat /= self.size
         means = flat.split([tensor.numel() for tensor in tensors])
         for tensor, mean in zip(tensors, means, strict=True):
@@ -92,14 +91,21 @@ class Group:
             return data
         device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
         size = torch.tensor([len(data)], device=device)
-        try:
+        with _among_peers():
             distributed.broadcast(size, 0)
             mine = np.frombuffer(data if self.rank == 0 else bytes(int(size)), np.uint8)
             box = torch.from_numpy(mine.copy()).to(device)
             distributed.broadcast(box, 0)  # as plain bytes: broadcast_object_list would unpickle them
-        except RuntimeError as error:
-            raise PeerLost(f"a worker of this training is gone: {error}") from error
         return box.cpu().numpy().tobytes()
 
 
 ALONE = Group()
+
+
+@contextmanager
+def _among_peers() -> Iterator[None]:
+    """What torch raises where a peer has died says nothing of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(f"a worker of this training is gone: {error}") from error

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import skimage.data
-from test_training import BASE
+from trainings import BASE
 
 from pipeline.training.base import BaseTraining
 
