@@ -15,6 +15,7 @@ from rich.table import Table
 
 from jobs.local import image_digests
 from jobs.quantize import quantized
+from storage.digests import Digests
 from storage.inventory import Entry, Sizes
 from storage.latents import LatentSet
 from storage.workspace import Workspace
@@ -104,7 +105,7 @@ def changed(entry: Entry, record: Record, workspace: Workspace, results: Iterabl
     return "" if found == expected else f"expected latents {expected[:SHORT]}, found {found[:SHORT]}"
 
 
-def _images_of(record: Record, workspace: Workspace, results: Iterable[Record]) -> list[str] | None:
+def _images_of(record: Record, workspace: Workspace, results: Iterable[Record]) -> Digests | None:
     """Of a result, less those given up."""
     outputs = (r["outputs"]["images"] for r in results if "images" in r["outputs"])
     blob = next((o["blob"] for o in outputs if o["digest"] == record["reads"].get("images")), None)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from storage.digests import Digests
 from storage.images import ImageStore
 from storage.keys import digest
 from storage.latents import LatentSet
@@ -38,13 +39,13 @@ DTYPES: Mapping[str, str] = {
 }
 
 
-def image_digests(workspace: Workspace, manifest: str) -> list[str]:
+def image_digests(workspace: Workspace, manifest: str) -> Digests:
     """The images of a set, in the order of their digests."""
     # As dictionaries, a million rows would be half a gigabyte; nothing but a key and its value looks like this in JSON
-    return [found[1].decode() for found in _DIGEST.finditer(workspace.blobs.get(manifest))]
+    return Digests.of(found[1].decode() for found in _DIGEST.finditer(workspace.blobs.get(manifest)))
 
 
-def local_pixels(workspace: Workspace, digests: list[str]) -> RaggedArrays:
+def local_pixels(workspace: Workspace, digests: Sequence[str]) -> RaggedArrays:
     """uint8 (H, W, 3) of each image."""
     store = ImageStore(workspace)
 
@@ -53,12 +54,12 @@ def local_pixels(workspace: Workspace, digests: list[str]) -> RaggedArrays:
             for pixels in store.read_many(digests):
                 writer.append(pixels)
 
-    key = digest({"version": CACHE_VERSION, "pixels": digests})
+    key = digest({"version": CACHE_VERSION, "pixels": list(digests)})
     return RaggedArrays(LocalCache.default().open_or_build(key, build) / "pixels")
 
 
 def local_latents(
-    latents: LatentSet, digests: list[str], codec: Codec, tables: Tables, with_scale: bool
+    latents: LatentSet, digests: Sequence[str], codec: Codec, tables: Tables, with_scale: bool
 ) -> dict[str, RaggedArrays]:
     """Decoded latents of a set: `reconstruction`, and with `with_scale` also `indices`, `contexts`, `features`."""
     from pipeline.coding import decode_latent, scale_inputs
@@ -78,7 +79,7 @@ def local_latents(
     return _materialise(key | _encoder_side(codec), names, fields)
 
 
-def local_indices(latents: LatentSet, digests: list[str]) -> dict[str, RaggedArrays]:
+def local_indices(latents: LatentSet, digests: Sequence[str]) -> dict[str, RaggedArrays]:
     """The integers of a set, `indices` and `hyper_indices`; the digests are sorted, as those of its content digest."""
 
     def fields() -> Iterator[dict[str, Array]]:
@@ -88,7 +89,7 @@ def local_indices(latents: LatentSet, digests: list[str]) -> dict[str, RaggedArr
     return _materialise({"latents": latents.content_digest(digests)}, ["indices", "hyper_indices"], fields)
 
 
-def local_analysis(workspace: Workspace, digests: list[str], codec: Codec) -> dict[str, RaggedArrays]:
+def local_analysis(workspace: Workspace, digests: Sequence[str], codec: Codec) -> dict[str, RaggedArrays]:
     """What only the encoder knows, for the controls: `latent` (y), `means`, `sigma_index`."""
     from pipeline.coding import analyse
 
@@ -100,7 +101,7 @@ def local_analysis(workspace: Workspace, digests: list[str], codec: Codec) -> di
             yield {"latent": a.latent, "means": a.means, "sigma_index": a.sigma_index}
 
     return _materialise(
-        {"images": digests} | _encoder_side(codec), ["latent", "means", "sigma_index"], fields
+        {"images": list(digests)} | _encoder_side(codec), ["latent", "means", "sigma_index"], fields
     )
 
 

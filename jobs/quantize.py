@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +22,7 @@ from jobs.resources import QuantizeResources
 from jobs.stage import Node, Outcome, Output, Task
 from storage.buckets import binary, buckets
 from storage.claims import Claims
+from storage.digests import Digests
 from storage.errors import StorageError
 from storage.images import ImageStore
 from storage.keys import digest
@@ -68,7 +69,7 @@ class Part(NamedTuple):
     """What one task quantizes: images of a bucket, under a claim to the digests with this binary prefix."""
 
     prefix: str
-    images: list[str]
+    images: Digests
 
 
 def compute(task: Task) -> Outcome:
@@ -85,7 +86,7 @@ def compute(task: Task) -> Outcome:
         parts.sort(key=lambda part: -len(part.images))  # so that workers end at about the same time
         failed = _quantize(task, latents, parts, len(missing))
         # which image of a part it was shows when each is a part of its own
-        alone = [Part(binary(name), [name]) for part, _ in failed for name in part.images]
+        alone = [Part(binary(name), Digests.of([name])) for part, _ in failed for name in part.images]
         if alone:
             failed = _quantize(task, latents, alone, len(missing))
             if len(latents.missing(digests)) == len(digests):
@@ -97,10 +98,10 @@ def compute(task: Task) -> Outcome:
     return _outcome(latents, digests, len(missing) - len(latents.missing(missing)))
 
 
-def _possible(latents: LatentSet, digests: list[str]) -> list[str]:
+def _possible(latents: LatentSet, digests: Digests) -> Digests:
     """What the set lacks, less the images that were given up before."""
-    given_up = latents.given_up()
-    return [name for name in latents.missing(digests) if name not in given_up]
+    missing, given_up = latents.missing(digests), latents.given_up()
+    return Digests.of(name for name in missing if name not in given_up) if given_up else missing
 
 
 def _quantize(task: Task, latents: LatentSet, parts: list[Part], total: int) -> list[tuple[Part, TaskFailed]]:
@@ -191,7 +192,7 @@ def _images(root: str) -> ImageStore:
 
 
 def _quantized(
-    root: str, digests: list[str], codec_blob: str, tables_blob: str, settings: Mapping[str, Any]
+    root: str, digests: Sequence[str], codec_blob: str, tables_blob: str, settings: Mapping[str, Any]
 ) -> list[PartImage]:
     from pipeline.coding import code
 
@@ -223,11 +224,11 @@ def refinement(settings: Mapping[str, Any]) -> Refinement | None:
     return Refinement(settings["effort"], settings["lmbda"]) if "effort" in settings else None
 
 
-def _outcome(latents: LatentSet, digests: list[str], computed: int) -> Outcome:
+def _outcome(latents: LatentSet, digests: Digests, computed: int) -> Outcome:
     """What is there of these images; those given up are named, so that whoever reads the set leaves them out, too."""
     table = latents.compact()
     found = table.find(digests)
-    whole = [name for name, row in zip(digests, found, strict=True) if row >= 0]
+    whole = digests.where(found >= 0)
     if not whole:
         raise LatentError(
             f"expected latents of {len(digests)} images, found all given up before: "
@@ -243,7 +244,7 @@ def _outcome(latents: LatentSet, digests: list[str], computed: int) -> Outcome:
         "latent_mse": round(mse, 8),
     }
     summary = {"images": len(whole), "quantized_now": computed, "bpp": note["bpp"]}
-    if failed := sorted(set(digests) - set(whole)):
+    if failed := list(digests.where(found < 0).distinct()):
         if withdrawn := sorted(set(failed) - latents.given_up().keys()):
             raise LatentError(
                 f"expected the latents of {len(digests)} images, {len(withdrawn)} are missing, such as "
@@ -256,7 +257,7 @@ def _outcome(latents: LatentSet, digests: list[str], computed: int) -> Outcome:
     )
 
 
-def quantized(digests: list[str], latents: Output) -> list[str]:
+def quantized(digests: Digests, latents: Output) -> Digests:
     """Those of an image set's digests that its latents hold: all but the ones given up."""
     given_up = set(latents["note"].get("given_up", ()))
-    return [name for name in digests if name not in given_up]
+    return Digests.of(name for name in digests if name not in given_up) if given_up else digests

@@ -9,7 +9,7 @@ Commits tables as `tables` does, judged on held-out images (`pipeline.quantizers
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.local import image_digests
@@ -52,7 +52,7 @@ def compute(task: Task) -> Outcome:
     return Outcome(outcome["outputs"], outcome["summary"])
 
 
-def evenly(digests: list[str], count: int) -> list[str]:
+def evenly(digests: Sequence[str], count: int) -> list[str]:
     """At most `count` images, spread evenly over all in the order of their digests, which says nothing of content."""
     count = min(count, len(digests))
     return [digests[i * len(digests) // count] for i in range(count)]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
+from storage.digests import Digests
+
 _SHELF_BITS = 12
 
 
-def buckets(digests: Iterable[str], bits: int) -> dict[str, list[str]]:
+def buckets(digests: Iterable[str], bits: int) -> dict[str, Digests]:
     """Share images out by the leading bits of their digests.
 
     Args:
@@ -19,10 +23,13 @@ def buckets(digests: Iterable[str], bits: int) -> dict[str, list[str]]:
     """
     if not 0 <= bits <= 32:
         raise ValueError(f"expected 0 to 32 bits for the buckets, found {bits}")
-    shared: dict[str, list[str]] = {}
-    for name in sorted(set(digests)):
-        shared.setdefault(binary(name, bits), []).append(name)
-    return shared
+    names = Digests.of(digests).distinct()
+    numbers, starts = np.unique(names.leading() >> np.uint64(32 - bits), return_index=True)
+    ends = np.append(starts, len(names))[1:]
+    return {
+        f"{number:0{bits}b}" if bits else "": names[start:end]
+        for number, start, end in zip(numbers, starts, ends, strict=True)
+    }
 
 
 def binary(name: str, bits: int = 32) -> str:

@@ -5,17 +5,18 @@ Rows are sorted by digest, those of one image by the name of its part: of an ima
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from storage.digests import RAW, Digests, in_hex
+
 _ROW = np.dtype(
     [
-        ("digest", "S32"),
-        ("content", "S32"),
+        ("digest", RAW),
+        ("content", RAW),
         ("bits_y", "f8"),
         ("bits_z", "f8"),
         ("squared_error", "f8"),
@@ -80,7 +81,7 @@ class ImageTable(Mapping[str, Row]):
 
     def find(self, digests: Iterable[str]) -> Positions:
         """The row of each image; -1 where no part has it."""
-        wanted = np.fromiter((bytes.fromhex(name) for name in digests), "S32")
+        wanted = Digests.of(digests).raw
         if not len(self._rows):
             return np.full(len(wanted), -1)
         found = np.searchsorted(self._rows["digest"], wanted)
@@ -94,7 +95,7 @@ class ImageTable(Mapping[str, Row]):
     def contents(self, rows: Positions) -> Iterator[tuple[str, str]]:
         """Of some rows, each image's digest and the digest of its latents."""
         for row in rows:
-            yield _hex(self._rows["digest"][row]), _hex(self._rows["content"][row])
+            yield in_hex(self._rows["digest"][row]), in_hex(self._rows["content"][row])
 
     def to_bytes(self) -> memoryview:
         """The rows as they lie in memory, of 108 bytes each; with `parts` they make the table again."""
@@ -110,14 +111,14 @@ class ImageTable(Mapping[str, Row]):
 
     def __iter__(self) -> Iterator[str]:
         """The digests, sorted."""
-        return (_hex(name) for name in self._rows["digest"][self._firsts])
+        return iter(Digests(self._rows["digest"][self._firsts]))
 
     def __getitem__(self, name: str) -> Row:
         (position,) = self.find([name])
         if position < 0:
             raise KeyError(name)
         _, content, bits_y, bits_z, error, pixels, samples, part = self._rows[position].tolist()
-        return Row(self.parts[part], _hex(content), bits_y, bits_z, error, pixels, samples)
+        return Row(self.parts[part], in_hex(content), bits_y, bits_z, error, pixels, samples)
 
 
 def _row(entry: Record, part: int) -> tuple[Any, ...]:
@@ -144,7 +145,3 @@ def _sorted(parts: Sequence[str], rows: npt.NDArray[np.void]) -> npt.NDArray[np.
     for name in _ROW.names or ():
         rows[name] = rows[name][order]
     return rows
-
-
-def _hex(digest: bytes) -> str:
-    return digest.ljust(hashlib.sha256().digest_size, b"\0").hex()  # NumPy drops zeros at the end

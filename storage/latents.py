@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from storage.buckets import meet, shelf
+from storage.digests import Digests
 from storage.errors import StorageError, StorageFull, StoreError
 from storage.image_table import ImageTable
 from storage.keys import digest, digest_of_pairs, sha256
@@ -142,15 +143,14 @@ class LatentSet:
             self._known = known
         return known
 
-    def missing(self, digests: Iterable[str], prefix: str = "") -> list[str]:
+    def missing(self, digests: Iterable[str], prefix: str = "") -> Digests:
         """Those of the images that no part has, in their order; those given up are among them.
 
         Args:
             prefix: binary digits with which all their digests begin: saves reading the records of other parts.
         """
-        names = list(digests)
-        found = self.images(prefix).find(names)
-        return [name for name, row in zip(names, found, strict=True) if row < 0]
+        names = Digests.of(digests)
+        return names.where(self.images(prefix).find(names) < 0)
 
     def compact(self) -> ImageTable:
         """`images`, and keep them as one object too, if there are many parts that no such object covers yet.
@@ -208,12 +208,11 @@ class LatentSet:
             LatentError: an image is missing.
         """
         table = self.images()
-        wanted = list(digests)
+        wanted = Digests.of(digests)
         rows = table.find(wanted)
-        if (rows < 0).any():
-            absent = sorted({name for name, row in zip(wanted, rows, strict=True) if row < 0})
+        if absent := wanted.where(rows < 0).distinct():
             raise LatentError(
-                f"{self._folder}: expected the latents of {len(set(wanted))} images, {len(absent)} are missing, "
+                f"{self._folder}: expected the latents of {len(wanted.distinct())} images, {len(absent)} are missing, "
                 f"such as {absent[0]}. Run quantize again; its report says which images failed and why."
             )
         return digest_of_pairs(table.contents(np.unique(rows)))  # rows lie in the order of digests
