@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 from jobs.connection import connect
 from jobs.head import Head, HeadLost
 from jobs.probe import look_at_nodes
-from jobs.shares import Share, places, require_feasible
+from jobs.shares import Share, fit_together, places, require_feasible
 from storage.workspace import Workspace
 
 Item = TypeVar("Item")
 Message = TypeVar("Message")
 Result = TypeVar("Result")
+Watch = Callable[[], None]
 
 LOST_WORKER_RETRIES = 3
 LOOK_EVERY_S = 1.0  # after the head, while tasks are waited for
@@ -56,6 +57,10 @@ class TaskFailed(RuntimeError):
         for note in getattr(self, "__notes__", ()):
             failure.add_note(note)
         return failure
+
+
+class Withdrawn(RuntimeError):
+    """Who asked for a task wants no more of it."""
 
 
 class Interrupted(RuntimeError):
@@ -106,6 +111,10 @@ class Cluster:
             UnfitNodes: some are not; says why.
         """
         return 0 if self.address == "local" else look_at_nodes(self._ray, workspace)
+
+    def fits(self, shares: list[Share]) -> bool:
+        """Whether one task of each share can run at the same time."""
+        return fit_together(self._start(shares[0]), shares)
 
     def run(self, function: Callable[..., Result], args: tuple[Any, ...], share: Share) -> Result:
         """One task; its result. Raises TaskFailed, InfeasibleResources."""
@@ -166,11 +175,18 @@ class Cluster:
                     ray.cancel(reference, force=True)
 
     def stream(
-        self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share
+        self,
+        function: Callable[..., Iterator[Message]],
+        args: tuple[Any, ...],
+        share: Share,
+        watch: Watch = lambda: None,
     ) -> Iterator[Message]:
         """One task that yields messages, as it yields them. A task whose worker is lost starts again:
         what it has finished it must find by itself (a checkpoint). With several workers it runs on all of them,
         and the messages are those of the first (see `jobs.group`).
+
+        Args:
+            watch: called now and then; what it raises ends the task, and passes through.
 
         Raises:
             TaskFailed, InfeasibleResources, Interrupted, HeadLost: as `map`.
@@ -179,9 +195,9 @@ class Cluster:
         once = self._stream_once if share.workers == 1 else self._stream_group
         for attempt in range(LOST_WORKER_RETRIES + 1):
             try:
-                yield from once(function, args, share)
+                yield from once(function, args, share, watch)
                 return
-            except HeadLost:
+            except (HeadLost, Withdrawn):
                 raise
             except Exception as error:
                 self._check_interrupted()
@@ -189,23 +205,30 @@ class Cluster:
                     raise _failure(error) from None
 
     def _stream_once(
-        self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share
+        self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share, watch: Watch
     ) -> Iterator[Message]:
         remote = self._remote(generate, function, share, num_returns="streaming")
         references = self._submit(remote, function, share, args)
         try:
-            while (reference := next(self._wait([references]), None)) is not None:
+            while (reference := next(self._wait([references], watch), None)) is not None:
                 seconds, message = self._ray.get(reference)
                 self._count(seconds)
                 yield message
+        except Withdrawn:
+            self._ray.cancel(references, force=True)
+            raise
         finally:
             self._pending.discard(references)
 
     def _stream_group(
-        self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share
+        self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share, watch: Watch
     ) -> Iterator[Message]:
         """As `_stream_once`, on several workers. A group is asked to end, not killed: see `jobs.group`."""
         from jobs import group
+
+        def check() -> None:
+            self._check()
+            watch()
 
         with self._room(share):
             messages = group.open_queue()
@@ -214,7 +237,7 @@ class Cluster:
                 self._check_interrupted()
                 lead = remote.remote(function, share, (args, messages))
             try:
-                for seconds, message in group.receive(messages, lead, self._check):
+                for seconds, message in group.receive(messages, lead, check):
                     self._count(seconds * share.workers)
                     yield message
             except HeadLost:
@@ -230,10 +253,11 @@ class Cluster:
             fitting = places(self._ray, share) // share.workers
             return self._groups.setdefault(share, threading.Semaphore(fitting))
 
-    def _wait(self, references: list[Any]) -> Any:
+    def _wait(self, references: list[Any], watch: Watch = lambda: None) -> Any:
         """One of these references that is ready."""
         while True:
             self._check()
+            watch()
             ready, _ = self._ray.wait(references, num_returns=1, timeout=LOOK_EVERY_S)
             if ready:
                 return ready[0]

@@ -8,22 +8,27 @@ Commits the finetuned codec and its metrics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.loop import Message, Place, Schedule, compiles, run_loop
 from jobs.quantize import quantized
 from jobs.stage import Node, Outcome, Output, Task
 from jobs.train import commit_codec, follow
+from storage.digests import Digests
+from storage.images import ImageStore
+from storage.keys import digest
 from storage.latents import LatentError, LatentSet
 from storage.memmap import RaggedArrays
 from storage.workspace import Workspace
 
 if TYPE_CHECKING:
+    from jobs.filling import Filling, Seen
     from pipeline.codec.artifact import Codec
     from pipeline.quantizers import Tables
     from pipeline.training.finetune import Control, FinetuneSettings
-    from pipeline.training.latent_crops import LatentCrops
+    from pipeline.training.latent_crops import Batches, LatentCrops
 
 
 def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -> str:
@@ -35,11 +40,19 @@ def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -
 def compute(task: Task) -> Outcome:
     """Finetune one codec on one arm's latents."""
     s = task.node.settings
-    place = Place(task.workspace.root, "finetune", task.key, task.attempt)
+    early = early_key(s, task.inputs)
+    place = Place(task.workspace.root, "finetune", task.key, task.attempt, early)
     schedule = Schedule(s["steps"], task.resources.log_every, task.resources.checkpoint_every)
     inputs = {name: dict(output) for name, output in task.inputs.items()}
     args = (place, schedule, dict(s), inputs, compiles(task.resources, s["steps"]))
-    return follow(task.cluster.stream(finetune_codec, args, task.share), task, s["steps"])
+    outcome = follow(task.cluster.stream(finetune_codec, args, task.share, task.watch), task, s["steps"])
+    return replace(outcome, early_key=early)
+
+
+def early_key(settings: Mapping[str, Any], inputs: Mapping[str, Output]) -> str:
+    """What names a finetuning before the digest of its latents is known: all else of its key, and what decides them."""
+    digests = {name: inputs[name]["digest"] for name in ("codec", "tables", "images")}
+    return digest({"settings": dict(settings), **digests, "set": inputs["latents"]["note"]["set"]})
 
 
 def finetune_codec(
@@ -58,8 +71,8 @@ def finetune_codec(
     yield {"say": "copying pixels and latents to this node"}
     if arm.latents != "quantized":
         yield {"say": "analysing the images again: a control needs the latents before quantization"}
-    crops, control = _data(workspace, inputs, arm, codec, tables)
-    wanted = inputs["latents"]["note"]["latent_mse"]
+    crops, control, seen = _data(workspace, inputs, arm, codec, tables)
+    wanted = inputs["latents"]["note"].get("latent_mse", 0.0)
     if control.mse is not None and abs(control.mse - wanted) > 0.01 * wanted:
         yield {
             "say": f"no plain rounding has the latents' MSE of {wanted:.4g}: this control has {control.mse:.4g}"
@@ -67,7 +80,7 @@ def finetune_codec(
     training = FinetuneTraining(
         arm, codec, tables, crops, control, compiled=compiled, group=Group.of_process()
     )
-    for message in run_loop(training, schedule, place):
+    for message in run_loop(training, schedule, place, seen=seen):
         if "metrics" not in message:
             yield message
             continue
@@ -78,19 +91,25 @@ def finetune_codec(
             "rounding_step": control.rounding_step,
             "rounding_mse": control.mse,
         }
-        yield commit_codec(workspace, training.result(), message["metrics"], note)
+        yield commit_codec(workspace, training.result(), message["metrics"], note) | {
+            "seen": seen.note(training.step)
+        }
 
 
 def _data(
     workspace: Workspace, inputs: dict[str, Output], arm: FinetuneSettings, codec: Codec, tables: Tables
-) -> tuple[LatentCrops, Control]:
+) -> tuple[Batches, Control, Seen]:
     """The crops of an arm, and how its control simulates the quantizer (measured on these very latents)."""
+    from jobs.filling import Seen
     from jobs.local import image_digests, local_analysis, local_latents, local_pixels
-    from pipeline.training.finetune import FIELDS, SCALE_FIELDS
+    from pipeline.training.finetune import FIELDS, SCALE_FIELDS, Control
     from pipeline.training.latent_crops import LatentCrops
 
     digests = quantized(image_digests(workspace, inputs["images"]["blob"]), inputs["latents"])
     latents = LatentSet(workspace, inputs["latents"]["note"]["set"])
+    if not inputs["latents"]["digest"]:
+        filling = _filling(workspace, latents, digests, arm, codec, tables)
+        return filling, Control(), filling
     _require_same(latents.content_digest(digests), inputs["latents"]["digest"])
     with_scale = arm.parts == "decoder+scale"
     found: dict[str, RaggedArrays] = {}
@@ -101,7 +120,38 @@ def _data(
     names = FIELDS[arm.latents] + (SCALE_FIELDS if with_scale else ())
     fields = {name: found[name] for name in names}
     crops = LatentCrops(fields, local_pixels(workspace, digests), arm.crop, arm.seed)
-    return crops, _control(arm, found, inputs["latents"]["note"]["latent_mse"])
+    control = _control(arm, found, inputs["latents"]["note"]["latent_mse"])
+    return crops, control, Seen(latents, digests)
+
+
+def _filling(
+    workspace: Workspace,
+    latents: LatentSet,
+    digests: Digests,
+    arm: FinetuneSettings,
+    codec: Codec,
+    tables: Tables,
+) -> Filling:
+    """The same crops of real latents, from a set that is still being filled."""
+    from jobs.filling import Filling
+    from jobs.local import decoded, local_latents, local_pixels
+    from pipeline.training.latent_crops import LatentCrops
+
+    with_scale = arm.parts == "decoder+scale"
+
+    def whole(digests: Digests) -> LatentCrops:
+        fields = local_latents(latents, digests, codec, tables, with_scale)
+        return LatentCrops(fields, local_pixels(workspace, digests), arm.crop, arm.seed)
+
+    return Filling(
+        latents,
+        digests,
+        arm.batch,
+        fields=lambda image: decoded(image, codec, tables, with_scale),
+        pixels=ImageStore(workspace).read,
+        crops=lambda fields, pixels: LatentCrops(fields, pixels, arm.crop, arm.seed),
+        whole=whole,
+    )
 
 
 def _control(arm: FinetuneSettings, found: dict[str, RaggedArrays], mse: float) -> Control:

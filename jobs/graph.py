@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,7 +182,8 @@ def _arm_nodes(
     def quantized(axes: dict[str, Any], codec: Node, tables: Node) -> Node | None:
         if "latents" not in sets:
             return None
-        return add(_quantize_node(axes, _effort(axes, section.effort), codec, tables, sets["latents"]))
+        node = _quantize_node(axes, _effort(axes, section.effort), codec, tables, sets["latents"])
+        return add(replace(node, parameters={"in_order": experiment.resources.finetune.start_at < 1}))
 
     def tuned(axes: dict[str, Any], codec: Node) -> Node:
         return add(_tune_node(axes, experiment, section, codec, sets["tune"]))

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
 from storage.digests import Digests
@@ -15,6 +16,7 @@ from storage.images import ImageStore
 from storage.keys import digest
 from storage.latents import LatentSet
 from storage.memmap import LocalCache, RaggedArrays, RaggedWriter
+from storage.parts import PartImage
 from storage.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -62,21 +64,26 @@ def local_latents(
     latents: LatentSet, digests: Sequence[str], codec: Codec, tables: Tables, with_scale: bool
 ) -> dict[str, RaggedArrays]:
     """Decoded latents of a set: `reconstruction`, and with `with_scale` also `indices`, `contexts`, `features`."""
-    from pipeline.coding import decode_latent, scale_inputs
 
     def fields() -> Iterator[dict[str, Array]]:
         for image in latents.read_many(digests):
-            found: dict[str, Array] = {
-                "reconstruction": decode_latent(codec, tables, image.indices, image.hyper_indices)
-            }
-            if with_scale:
-                contexts, features = scale_inputs(codec, tables, image.indices, image.hyper_indices)
-                found |= {"indices": image.indices, "contexts": contexts, "features": features}
-            yield found
+            yield decoded(image, codec, tables, with_scale)
 
     names = ["reconstruction", *(["indices", "contexts", "features"] if with_scale else [])]
     key = {"latents": latents.content_digest(digests), "tables": tables.digest}
     return _materialise(key | _encoder_side(codec), names, fields)
+
+
+def decoded(image: PartImage, codec: Codec, tables: Tables, with_scale: bool) -> dict[str, Array]:
+    """The fields of one image, each of its dtype in `DTYPES`."""
+    from pipeline.coding import decode_latent, scale_inputs
+
+    indices, hyper_indices = image.indices, image.hyper_indices
+    found: dict[str, Array] = {"reconstruction": decode_latent(codec, tables, indices, hyper_indices)}
+    if with_scale:
+        contexts, features = scale_inputs(codec, tables, indices, hyper_indices)
+        found |= {"indices": indices, "contexts": contexts, "features": features}
+    return {name: np.ascontiguousarray(array, DTYPES[name]) for name, array in found.items()}
 
 
 def local_indices(latents: LatentSet, digests: Sequence[str]) -> dict[str, RaggedArrays]:

@@ -17,10 +17,12 @@ from jobs.resources import Resources, TrainResources
 from storage.workspace import Workspace
 
 if TYPE_CHECKING:
+    from jobs.filling import Seen
     from pipeline.training.group import Group
 
 KEPT_CHECKPOINTS = 2
 COMPILED_FROM_STEPS = 2000  # compiling takes as long as some hundred (benchmarks/training_step.txt)
+_SEEN = "seen.json"  # beside a checkpoint, what its key does not say
 Message = dict[str, Any]
 Measure = Callable[[], dict[str, float]]
 
@@ -53,6 +55,12 @@ class Place:
     stage: str
     key: str
     attempt: str
+    early_key: str = ""  # under which one has worked that did not know the key yet
+
+    @property
+    def folders(self) -> list[str]:
+        """Where checkpoints of all attempts lie."""
+        return [f"attempts/{self.stage}/{key}" for key in (self.key, self.early_key) if key]
 
     def of(self, attempt: str) -> str:
         return f"attempts/{self.stage}/{self.key}/{attempt}"
@@ -69,12 +77,17 @@ def compiles(resources: Resources, steps: int) -> bool:
 
 
 def run_loop(
-    training: Training, schedule: Schedule, place: Place, measure: Measure | None = None
+    training: Training,
+    schedule: Schedule,
+    place: Place,
+    measure: Measure | None = None,
+    seen: Seen | None = None,
 ) -> Iterator[Message]:
     """Advance a training to its end from the newest whole checkpoint of any attempt at this key.
 
     Args:
         measure: metrics that take longer, added to a message about every `checkpoint_every` steps and to the last.
+        seen: the data that a checkpoint depends on, where its key does not say it.
 
     Yields:
         Every `log_every` steps the mean metrics since the last message, with `step` and `steps_per_s`; at the end
@@ -87,7 +100,7 @@ def run_loop(
         while training.step < schedule.steps:
             training.advance()
         return
-    lines = yield from _resume(training, workspace, place)
+    lines = yield from _resume(training, workspace, place, seen)
     _agree(training)
     sums: dict[str, float] = {}
     since, clock = training.step, time.monotonic()
@@ -107,7 +120,8 @@ def run_loop(
             yield {"step": training.step, "steps_per_s": count / seconds, **message}
             sums, since, clock = {}, training.step, time.monotonic()
         if training.step % schedule.checkpoint_every == 0 and not last:
-            _checkpoint(training, lines, workspace, place)
+            note = seen.note(training.step) if seen else None
+            _checkpoint(training, lines, workspace, place, note)
     yield {"metrics": "".join(line + "\n" for line in lines)}
 
 
@@ -120,23 +134,32 @@ def _agree(training: Training) -> None:
             training.resume(state)
 
 
-def _checkpoint(training: Training, lines: list[str], workspace: Workspace, place: Place) -> None:
+def _checkpoint(
+    training: Training, lines: list[str], workspace: Workspace, place: Place, note: bytes | None
+) -> None:
     """Write a checkpoint whole, then forget all but this attempt's newest two."""
     folder = place.of(place.attempt)
     name = f"{folder}/checkpoint-{training.step:09d}"
     workspace.put(f"{name}/metrics.jsonl", "".join(line + "\n" for line in lines).encode())
+    if note:
+        workspace.put(f"{name}/{_SEEN}", note)
     workspace.put(f"{name}/state.safetensors", training.to_bytes())
-    mine = [step for step, _ in _checkpoints(workspace, folder)]
+    mine = [step for step, _ in _checkpoints(workspace, [folder])]
     for step in mine[:-KEPT_CHECKPOINTS]:
         workspace.delete(f"{folder}/checkpoint-{step:09d}")
 
 
-def _resume(training: Training, workspace: Workspace, place: Place) -> Generator[Message, None, list[str]]:
+def _resume(
+    training: Training, workspace: Workspace, place: Place, seen: Seen | None
+) -> Generator[Message, None, list[str]]:
     """Put the newest usable checkpoint of any attempt back; its metric lines (none for a fresh start)."""
     from pipeline.training.optimization import CheckpointError
 
-    for _, name in reversed(_checkpoints(workspace, f"attempts/{place.stage}/{place.key}")):
+    for _, name in reversed(_checkpoints(workspace, place.folders)):
         try:
+            if seen and not _agrees(workspace, name, seen):
+                yield {"say": "a checkpoint is of latents that have been replaced since: it is left out"}
+                continue
             lines = workspace.get(f"{name}/metrics.jsonl").decode().splitlines()
             training.resume(workspace.get(f"{name}/state.safetensors"))
         except FileNotFoundError:
@@ -153,10 +176,16 @@ def _resume(training: Training, workspace: Workspace, place: Place) -> Generator
     return []
 
 
-def _checkpoints(workspace: Workspace, folder: str) -> list[tuple[int, str]]:
-    """(step, name) of the whole checkpoints below a folder, oldest first; the state is written last."""
+def _agrees(workspace: Workspace, checkpoint: str, seen: Seen) -> bool:
+    """Whether the data is what a checkpoint was trained on, where its key does not say it."""
+    name = f"{checkpoint}/{_SEEN}"
+    return name not in workspace.list(checkpoint) or seen.agrees(workspace.get(name))
+
+
+def _checkpoints(workspace: Workspace, folders: list[str]) -> list[tuple[int, str]]:
+    """(step, name) of the whole checkpoints below some folders, oldest first; the state is written last."""
     found = []
-    for name in workspace.list(folder):
+    for name in [name for folder in folders for name in workspace.list(folder)]:
         if match := re.fullmatch(r"(.*/checkpoint-(\d+))/state\.safetensors", name):
             found.append((int(match[2]), match[1]))
     return sorted(found)

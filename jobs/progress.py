@@ -36,6 +36,7 @@ class Board:
         )
         self._bars = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
         self._live = console.is_terminal
+        self._rows: dict[str, Row] = {}
 
     def __enter__(self) -> Board:
         if self._live:
@@ -54,7 +55,14 @@ class Board:
 
     def row(self, label: str) -> Row:
         """A row for one stage instance."""
-        return Row(self, label, self._bars.add_task(label, total=None, text="") if self._live else None)
+        bar = self._bars.add_task(label, total=None, text="") if self._live else None
+        self._rows[label] = Row(self, label, bar)
+        return self._rows[label]
+
+    def progress(self, label: str) -> tuple[int, int]:
+        """How far an instance is: done, and of how many; 0 of 0 where it has not begun."""
+        row = self._rows.get(label)
+        return (row.done, row.total) if row else (0, 0)
 
     def _update(self, row: Row) -> None:
         if row.bar is not None:

@@ -77,18 +77,21 @@ def compute(task: Task) -> Outcome:
     latents = LatentSet(task.workspace, set_key(task.inputs, task.node.settings))
     digests = image_digests(task.workspace, task.inputs["images"]["blob"])
     missing = _possible(latents, digests)
-    task.progress(0, len(missing), "images")
+    there = len(digests) - len(latents.missing(digests))
+    total = there + len(missing)
+    task.progress(there, total, "images")
     if missing:
         bits = math.ceil(math.log2(max(1, len(digests)) / IMAGES_PER_BUCKET))
         parts = [
             Part(prefix, images) for prefix, images in buckets(missing, min(max(bits, 1), MOST_BITS)).items()
         ]
-        parts.sort(key=lambda part: -len(part.images))  # so that workers end at about the same time
-        failed = _quantize(task, latents, parts, len(missing))
+        if not task.node.parameters.get("in_order"):
+            parts.sort(key=lambda part: -len(part.images))  # so that workers end at about the same time
+        failed = _quantize(task, latents, parts, total)
         # which image of a part it was shows when each is a part of its own
         alone = [Part(binary(name), Digests.of([name])) for part, _ in failed for name in part.images]
         if alone:
-            failed = _quantize(task, latents, alone, len(missing))
+            failed = _quantize(task, latents, alone, total)
             if len(latents.missing(digests)) == len(digests):
                 raise failed[0][1].as_one_of(f"all of {len(missing)} images failed")
             for part, failure in failed:

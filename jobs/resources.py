@@ -40,6 +40,13 @@ class TrainResources(Resources):
             )
 
 
+class FinetuneResources(TrainResources):
+    """Of `finetune`."""
+
+    # share of a set's images with which a finetuning on its latents begins, while others are still being quantized
+    start_at: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
 class AllResources(Section):
     """A section per stage."""
 
@@ -48,6 +55,6 @@ class AllResources(Section):
     tables: Resources = Resources()
     tune: Resources = Resources()
     quantize: QuantizeResources = QuantizeResources()
-    finetune: TrainResources = TrainResources()
+    finetune: FinetuneResources = FinetuneResources()
     evaluate: Resources = Resources()
     report: Resources = Resources()

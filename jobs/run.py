@@ -14,11 +14,12 @@ from importlib.metadata import version
 from threading import Event
 from typing import Any
 
-from jobs.cluster import Cluster, Interrupted
+from jobs.cluster import Cluster, Interrupted, Withdrawn
+from jobs.early import LOOK_EVERY_S, EarlyStep, HeadStart, Watch
 from jobs.plan import Results, Step, input_outputs, resolve
 from jobs.progress import Board, Heartbeat, is_alive, read_beat
 from jobs.resources import AllResources
-from jobs.stage import Node, Outcome, Task
+from jobs.stage import Node, Outcome, Output, Task
 from storage.errors import StorageFull
 from storage.workspace import Workspace
 
@@ -94,6 +95,7 @@ def run(nodes: list[Node], results: Results, drive: Drive) -> dict[str, Record]:
     produced: dict[str, Record] = {}
     failed: dict[str, BaseException] = {}
     running: dict[Future[Record], Step] = {}
+    early = HeadStart(drive.resources, drive.board, drive.cluster)
     pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="stage")
     try:
         while True:
@@ -101,11 +103,17 @@ def run(nodes: list[Node], results: Results, drive: Drive) -> dict[str, Record]:
             produced |= {step.node.id: step.record for step in steps if step.record}
             for step in [] if drive.cancelled.is_set() else _ready(steps, running, failed):
                 running[pool.submit(_compute, step, dict(produced), drive)] = step
+            for begun in early.steps(steps, produced, running, failed):
+                running[pool.submit(_compute_early, begun, dict(produced), drive)] = begun.step
             if not running:
                 break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            look_every_s = LOOK_EVERY_S if early.possible else None
+            for future in wait(running, look_every_s, return_when=FIRST_COMPLETED).done:
                 step = running.pop(future)
-                if error := future.exception():
+                if isinstance(error := future.exception(), Withdrawn):
+                    early.withdraw(step)
+                    drive.board.say(f"withdrawn: {step.node.id}: {error}")
+                elif error:
                     failed[step.node.id] = error
                     verb = "stopped" if isinstance(error, Interrupted) else "failed"
                     drive.board.say(f"{verb}: {step.node.id}: {error}")
@@ -129,10 +137,11 @@ def _ready(
     steps: list[Step], running: Mapping[Future[Record], Step], failed: Mapping[str, Any]
 ) -> list[Step]:
     """Steps to start now: inputs known, not finished, and nobody is at work on the same key."""
-    busy = {step.key for step in running.values()}
+    busy = {name for step in running.values() for name in (step.key, step.node.id)}
     ready = []
     for step in steps:
-        if step.key and not step.record and step.node.id not in failed and step.key not in busy:
+        mine = {step.key, step.node.id}
+        if step.key and not step.record and step.node.id not in failed and not mine & busy:
             busy.add(step.key)
             ready.append(step)
     return ready
@@ -141,11 +150,39 @@ def _ready(
 def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record:
     """Compute one node and create its record, under an attempt that `status` can see."""
     drive.approve(step)
-    node, attempt, clock = step.node, str(uuid.uuid4()), time.monotonic()
-    name = f"results/{node.stage}/{step.key}"
+    name = f"results/{step.node.stage}/{step.key}"
     if name not in drive.distrusted and (record := drive.workspace.records.get(name)):
-        drive.board.say(f"done: {node.id}: another run has made it meanwhile")
+        drive.board.say(f"done: {step.node.id}: another run has made it meanwhile")
         return record
+    inputs = input_outputs(step.node, produced)
+    about, outcome = _work(step, inputs, drive)
+    return _commit(about, step, inputs, outcome, drive)
+
+
+def _compute_early(begun: EarlyStep, produced: Mapping[str, Record], drive: Drive) -> Record:
+    """Finetune while the latents are still being quantized; the record is created once they are there.
+
+    Raises:
+        Withdrawn: it goes on in the usual way, once they are there.
+    """
+    node = begun.step.node
+    drive.board.say(f"early: {node.id} begins while its latents are being quantized")
+    about, outcome = _work(begun.step, begun.inputs, drive, Watch(begun, drive.board))
+    if wait([begun.latents]).done and begun.latents.exception():
+        raise Withdrawn("its latents could not be quantized")
+    produced = {**produced, node.inputs["latents"].node: begun.latents.result()}
+    inputs = input_outputs(node, produced)
+    if not begun.saw(outcome.seen, inputs, drive.workspace):
+        raise Withdrawn("it was trained on latents that have been replaced since: it begins anew")
+    (step,) = resolve([node], {}, produced)
+    return _commit(about | {"key": step.key}, step, inputs, outcome, drive)
+
+
+def _work(
+    step: Step, inputs: Mapping[str, Output], drive: Drive, watch: Callable[[], None] = lambda: None
+) -> tuple[Record, Outcome]:
+    """Compute one node, under an attempt that `status` can see; what its record says of that, and the outcome."""
+    node, attempt, clock = step.node, str(uuid.uuid4()), time.monotonic()
     about: Record = {
         "attempt": attempt,
         "instance": node.id,
@@ -161,13 +198,14 @@ def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record
     task = Task(
         node=node,
         key=step.key or "",
-        inputs=input_outputs(node, produced),
+        inputs=inputs,
         workspace=drive.workspace,
         cluster=drive.cluster,
         resources=getattr(drive.resources, "train" if node.stage == "import" else node.stage),
         attempt=attempt,
         progress=row.update,
         say=lambda line: drive.board.say(f"  {node.id}: {line}"),
+        watch=watch,
     )
     before = drive.cluster.worked_s()
     try:
@@ -181,20 +219,24 @@ def _compute(step: Step, produced: Mapping[str, Record], drive: Drive) -> Record
     # Where several instances want the same cores, most of the time is spent waiting for them
     spent = {"seconds": time.monotonic() - clock, "worker_seconds": drive.cluster.worked_s() - before}
     about |= {"ended": _now(), **{name: round(value, 3) for name, value in spent.items()}}
-    return _commit(about, step, task, outcome, drive)
+    return about, outcome
 
 
-def _commit(about: Record, step: Step, task: Task, outcome: Outcome, drive: Drive) -> Record:
+def _commit(
+    about: Record, step: Step, inputs: Mapping[str, Output], outcome: Outcome, drive: Drive
+) -> Record:
     """Create the result's record; the loser of a race adopts the winner's. Checkpoints have served, and go."""
     record = about | {
         "version": 1,
         "axes": dict(step.node.axes),
         "ingredients": step.ingredients,
-        "reads": {name: output["digest"] for name, output in task.inputs.items()},
+        "reads": {name: output["digest"] for name, output in inputs.items()},
         "outputs": outcome.outputs,
         "summary": outcome.summary,
         "versions": {name: version(name) for name in VERSIONS_OF},
     }
+    if outcome.early_key:
+        record["early_key"] = outcome.early_key
     name = f"results/{step.node.stage}/{step.key}"
     if drive.workspace.records.create(name, record):
         worked = f" ({record['worker_seconds']:.1f} s of work)" if record["worker_seconds"] else ""
@@ -202,7 +244,8 @@ def _commit(about: Record, step: Step, task: Task, outcome: Outcome, drive: Driv
     else:
         record = drive.workspace.records.get(name) or record
         drive.board.say(f"done: {step.node.id}: a record of it was there first, and is taken")
-    _clear(drive.workspace, f"attempts/{step.node.stage}/{step.key}", task.attempt)
+    for key in filter(None, (step.key, outcome.early_key)):
+        _clear(drive.workspace, f"attempts/{step.node.stage}/{key}", about["attempt"])
     return record
 
 
@@ -217,7 +260,7 @@ def _note_failure(workspace: Workspace, name: str, about: Record, error: BaseExc
     """For `status`. Where the disk is full even for this, the error itself is what the user must see."""
     body = about | {"error": f"{type(error).__name__}: {error}", "ended": _now()}
     try:
-        workspace.records.create(name, body | {"interrupted": isinstance(error, Interrupted)})
+        workspace.records.create(name, body | {"interrupted": isinstance(error, Interrupted | Withdrawn)})
     except StorageFull as full:
         error.add_note(f"`retrellis status` will not show this failure: {full}")
 

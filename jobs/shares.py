@@ -51,6 +51,21 @@ def require_feasible(ray: Any, share: Share, stage: str) -> None:
         )
 
 
+def fit_together(ray: Any, shares: list[Share]) -> bool:
+    """Whether one task of each share can run at the same time, the largest placed first."""
+    free = [{name: float(node.get(name, 0)) for name in ("CPU", "GPU")} for node in _nodes(ray)]
+    wanted = [
+        {"CPU": share.num_cpus, "GPU": share.num_gpus} for share in shares for _ in range(share.workers)
+    ]
+    for amounts in sorted(wanted, key=lambda amounts: (-amounts["GPU"], -amounts["CPU"])):
+        node = next((n for n in free if all(n[name] >= amounts[name] - 1e-9 for name in amounts)), None)
+        if node is None:
+            return False
+        for name, amount in amounts.items():
+            node[name] -= amount
+    return True
+
+
 def _nodes(ray: Any) -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 

@@ -55,6 +55,9 @@ class Task:
     attempt: str  # uuid of this try
     progress: Callable[[int, int, str], None]  # done, total, what is counted and how it stands
     say: Callable[[str], None]  # a line for the user
+    watch: Callable[[], None] = lambda: (
+        None
+    )  # called now and then by what can be withdrawn; raises where it is
 
     @property
     def share(self) -> Share:
@@ -74,3 +77,5 @@ class Outcome:
 
     outputs: dict[str, Output]
     summary: dict[str, Any]
+    seen: bytes | None = None  # of its inputs, where they had no digest yet
+    early_key: str = ""  # under which an attempt may have begun

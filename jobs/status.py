@@ -57,7 +57,9 @@ def rows(workspace: Workspace, known: Records | None = None) -> list[dict[str, A
     """
     load = partial(workspace.records.load, known=known)
     results = {record["attempt"]: record for record in load("results").values()}
-    finished = {(record["stage"], record["key"]) for record in results.values()}
+    finished = {
+        (record["stage"], record.get(key)) for record in results.values() for key in ("key", "early_key")
+    }
     failures = {record["attempt"]: record for record in load("failures").values()}
     newest: dict[tuple[str, str], dict[str, Any]] = {}
     for attempt in sorted(load("attempts").values(), key=lambda record: record["started"]):

@@ -56,7 +56,7 @@ def follow(messages: Iterator[Message], task: Task, steps: int) -> Outcome:
             rate = f"{message['steps_per_s']:.2f} steps/s"
             task.progress(message["step"], steps, ", ".join(["steps", *numbers, rate]))
         outcome = message
-    return Outcome(outcome["outputs"], outcome["summary"])
+    return Outcome(outcome["outputs"], outcome["summary"], outcome.get("seen"))
 
 
 def train_codec(

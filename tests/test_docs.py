@@ -56,8 +56,8 @@ def test_every_section_is_documented() -> None:
 def test_keys_and_defaults_are_those_of_the_models(title: str) -> None:
     fields, documented = dict(SECTIONS[title].model_fields), _documented()[title]
     if SECTIONS[title] is resources.TrainResources:  # one table for all stages
-        others = resources.QuantizeResources.model_fields
-        fields |= {name: field for name, field in others.items() if name not in fields}
+        for others in (resources.QuantizeResources, resources.FinetuneResources):
+            fields |= {name: f for name, f in others.model_fields.items() if name not in fields}
     assert list(documented) == list(fields)
     for name, field in fields.items():
         if field.is_required():

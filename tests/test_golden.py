@@ -27,8 +27,9 @@ from storage.images import image_set_digest, pixel_digest
 from storage.keys import digest, sha256
 
 VERSIONS = {
-    **dict.fromkeys(("ingest", "train", "import", "finetune"), 1),
+    **dict.fromkeys(("ingest", "train", "import"), 1),
     "quantize": 3,
+    "finetune": 2,
     **dict.fromkeys(("tables", "tune", "evaluate"), 3),
     "report": 4,
 }

@@ -25,7 +25,7 @@ from pipeline.quantizers.lookup import code_bits
 from pipeline.quantizers.tables import Tables
 from pipeline.sigma import SIGMA_LEVELS, SIGMA_MAX, SIGMA_MIN
 from pipeline.training.group import ALONE, Group
-from pipeline.training.latent_crops import LatentBatch, LatentCrops
+from pipeline.training.latent_crops import Batches, LatentBatch
 from pipeline.training.optimization import (
     gradients,
     image_batch,
@@ -94,7 +94,7 @@ class FinetuneTraining:
         settings: FinetuneSettings,
         codec: Codec,
         tables: Tables,
-        crops: LatentCrops,
+        crops: Batches,
         control: Control,
         *,
         compiled: bool = False,

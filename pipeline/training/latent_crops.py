@@ -52,8 +52,18 @@ class LatentBatch:
     latent_mask: npt.NDArray[np.bool_]
 
 
+class Batches(Protocol):
+    """What a finetuning asks for its batches."""
+
+    def batch(self, step: int, size: int, rows: slice = ..., /) -> LatentBatch: ...
+
+
 class LatentCrops:
-    """Random windows of a latent set: every image once an epoch, in an order drawn from (seed, epoch)."""
+    """Random windows of a latent set: every image once an epoch.
+
+    The first epoch takes the images as they stand, which is the order of their digests, in which a set is filled: so
+    a finetuning can begin before its set is whole. The order of later ones is drawn from (seed, epoch).
+    """
 
     def __init__(self, fields: Mapping[str, Arrays], pixels: Arrays, side: int, seed: int) -> None:
         """
@@ -81,9 +91,10 @@ class LatentCrops:
         )
 
     def _crop(self, sample: int) -> Crop:
-        count = len(self.pixels)
-        order = np.random.default_rng([self.seed, 0, sample // count]).permutation(count)
-        image = int(order[sample % count])
+        epoch, image = divmod(sample, len(self.pixels))
+        if epoch:
+            order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.pixels))
+            image = int(order[image])
         place = np.random.default_rng([self.seed, 1, sample])
         _, height, width = self._grid[image].shape
         top = int(place.integers(max(0, height - self.window) + 1))
