@@ -117,7 +117,7 @@ def main(root: str, limit: int = 400) -> None:
             digests = sorted(image.digest for image in images)
             read = megabytes_a_second(raw, lambda: local_indices(copy, digests))  # noqa: B023
         print(
-            f"  written {write:.0f}, read, verified and copied into a memmap {read:.0f} MB of int8 a second of one core"
+            f"  written {write:.0f}, read, verified and copied into a memmap (int16) {read:.0f} MB of int8 a second of one core"
         )
 
 

@@ -88,6 +88,12 @@ class ImageTable(Mapping[str, Row]):
         found[found == len(self._rows)] = 0
         return np.where(self._rows["digest"][found] == wanted, found, -1)
 
+    def parts_of(self, digests: Iterable[str]) -> list[str | None]:
+        """The part of each image; None where there is none."""
+        rows = self.find(digests)
+        numbers = self._rows["part"][rows] if len(self._rows) else rows
+        return [self.parts[number] if row >= 0 else None for row, number in zip(rows, numbers, strict=True)]
+
     def total(self, column: str, rows: Positions) -> float:
         """The sum of a column of numbers over some rows."""
         return float(self._rows[column][rows].sum())

@@ -267,15 +267,14 @@ class LatentSet:
         Raises:
             LatentError: as `read_part`.
         """
-        places = self.images()
-        wanted = Counter(places[name].part for name in digests if name in places)
+        parts = self.images().parts_of(digests)
+        wanted = Counter(parts)
         held: dict[str, dict[str, PartImage]] = {}
-        for name in digests:
-            if name not in places:
+        for name, part in zip(digests, parts, strict=True):
+            if part is None:
                 raise LatentError(
                     f"{self._folder}: expected image {name} in a part, found none. Run quantize again."
                 )
-            part = places[name].part
             if part not in held:
                 held[part] = {image.digest: image for image in self.read_part(part)}
             yield held[part][name]

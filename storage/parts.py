@@ -15,6 +15,7 @@ digests         (B, 32) uint8: SHA-256 of the images' pixels
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from numcodecs import Zstd
 from zarr.codecs import ZstdCodec
-from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from storage.keys import canonical_json
@@ -31,6 +33,10 @@ from storage.keys import canonical_json
 LAYOUT = 2
 CHUNK_BYTES = 1 << 18  # zstd has other, better parameters up to this size
 ZSTD_LEVEL = 15  # benchmarks/latent_layouts.txt
+ARRAYS = ("nonzero", "larger", "negative", "magnitudes", "hyper_indices", "sizes", "digests")
+AT_ONCE = 1 << 17  # indices that are put in their places at once, so that caches hold them
+
+_ZSTD = Zstd()
 
 Integers = npt.NDArray[np.signedinteger[Any]]
 
@@ -94,14 +100,12 @@ def decode(objects: Mapping[str, bytes]) -> list[tuple[str, Integers, Integers]]
     Raises:
         ValueError: the group has another layout than this version's.
     """
-    prototype = default_buffer_prototype()
-    buffers = {name: prototype.buffer.from_bytes(data) for name, data in objects.items()}
-    group = zarr.open_group(MemoryStore(buffers), mode="r", zarr_format=3)  # version 2 knows pickle
-    if (found := group.attrs.get("retrellis_part")) != LAYOUT:
+    group = json.loads(objects.get("zarr.json", b"{}"))
+    if (found := group.get("attributes", {}).get("retrellis_part")) != LAYOUT:
         raise ValueError(
             f"expected a part of layout {LAYOUT}, found {found}: another version of retrellis has made it"
         )
-    arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}
+    arrays = {name: _array(objects, name) for name in ARRAYS}
     names = [bytes(row).hex() for row in arrays["digests"]]
     sizes = arrays["sizes"]
     indices = _apart(_integers(arrays, int(sizes[:, 1].prod(axis=1).sum())), sizes[:, 1])
@@ -160,15 +164,40 @@ def _integers(planes: Mapping[str, npt.NDArray[Any]], positions: int) -> Integer
     """Indices (C, P) of what was kept of them."""
     magnitudes = planes["magnitudes"]
     dtype = np.dtype(np.int8 if magnitudes.dtype == np.uint8 else np.int16)
-    nonzero = np.unpackbits(planes["nonzero"], axis=1, count=positions)
-    places = np.flatnonzero(nonzero.view(bool))  # four times as fast as to assign through the mask
-    values: Integers = np.unpackbits(planes["larger"], count=len(places)).astype(dtype)
-    values[np.flatnonzero(values)] += magnitudes.astype(dtype)
+    larger = np.unpackbits(planes["larger"])
+    places = np.flatnonzero(larger.view(bool))
+    values: Integers = larger.view(np.int8).astype(dtype, copy=False)
     values += 1
-    values *= 1 - 2 * np.unpackbits(planes["negative"], count=len(places)).view(np.int8)
-    indices = np.zeros(nonzero.shape, dtype)
-    indices.ravel()[places] = values
+    values[places] = magnitudes.astype(dtype) + 2
+    minus = np.unpackbits(planes["negative"]).view(np.int8)
+    np.negative(minus, out=minus)
+    values ^= minus  # the two's complement where it is -1
+    values -= minus
+    nonzero, begin = planes["nonzero"], 0
+    indices = np.zeros((len(nonzero), positions), dtype)
+    rows = max(1, AT_ONCE // positions)
+    for first in range(0, len(nonzero), rows):
+        bits = np.unpackbits(nonzero[first : first + rows], axis=1, count=positions)
+        places = np.flatnonzero(bits.view(bool))  # four times as fast as to assign through the mask
+        end = begin + len(places)
+        indices[first : first + rows].reshape(-1)[places] = values[begin:end]
+        begin = end
     return indices
+
+
+def _array(objects: Mapping[str, bytes], name: str) -> npt.NDArray[Any]:
+    """An array of a group, in chunks of whole rows; what Zarr itself reads, in a fifth of the time."""
+    about = json.loads(objects[f"{name}/zarr.json"])
+    shape, chunk = about["shape"], about["chunk_grid"]["configuration"]["chunk_shape"]
+    dtype = np.dtype(about["data_type"]).newbyteorder("<")
+    tail = "/0" * (len(shape) - 1)
+    chunks = [
+        np.frombuffer(_ZSTD.decode(objects[f"{name}/c/{number}{tail}"]), dtype).reshape(chunk)
+        for number in range(-(-shape[0] // chunk[0]))
+    ]
+    if len(chunks) == 1:
+        return chunks[0][: shape[0]]
+    return np.concatenate([np.empty((0, *chunk[1:]), dtype), *chunks])[: shape[0]]
 
 
 def _peak(array: Integers) -> int:
