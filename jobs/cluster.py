@@ -154,20 +154,20 @@ class Cluster:
                     running[self._submit(remote, function, share, item)] = (item, 0)
                 if not running:
                     break
-                ready = self._wait(list(running))
-                item, losses = running.pop(ready)
-                self._pending.discard(ready)
-                try:
-                    seconds, result = ray.get(ready)
-                except Exception as error:
-                    self._check_interrupted()
-                    if _worker_lost(error) and losses < LOST_WORKER_RETRIES:
-                        running[self._submit(remote, function, share, item)] = (item, losses + 1)
+                for ready in self._wait(list(running)):
+                    item, losses = running.pop(ready)
+                    self._pending.discard(ready)
+                    try:
+                        seconds, result = ray.get(ready)
+                    except Exception as error:
+                        self._check_interrupted()
+                        if _worker_lost(error) and losses < LOST_WORKER_RETRIES:
+                            running[self._submit(remote, function, share, item)] = (item, losses + 1)
+                        else:
+                            yield item, _failure(error)
                     else:
-                        yield item, _failure(error)
-                else:
-                    self._count(seconds)
-                    yield item, result
+                        self._count(seconds)
+                        yield item, result
         finally:  # who wants no more of it leaves nothing running
             for reference in running:
                 self._pending.discard(reference)
@@ -210,7 +210,7 @@ class Cluster:
         remote = self._remote(generate, function, share, num_returns="streaming")
         references = self._submit(remote, function, share, args)
         try:
-            while (reference := next(self._wait([references], watch), None)) is not None:
+            while (reference := next(self._wait([references], watch)[0], None)) is not None:
                 seconds, message = self._ray.get(reference)
                 self._count(seconds)
                 yield message
@@ -253,14 +253,16 @@ class Cluster:
             fitting = places(self._ray, share) // share.workers
             return self._groups.setdefault(share, threading.Semaphore(fitting))
 
-    def _wait(self, references: list[Any], watch: Watch = lambda: None) -> Any:
-        """One of these references that is ready."""
+    def _wait(self, references: list[Any], watch: Watch = lambda: None) -> list[Any]:
+        """Those of these references that are ready, one at least; of thousands, to ask for each alone takes long."""
         while True:
             self._check()
             watch()
             ready, _ = self._ray.wait(references, num_returns=1, timeout=LOOK_EVERY_S)
+            if ready and len(references) > 1:
+                ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
             if ready:
-                return ready[0]
+                return list(ready)
 
     def worked_s(self) -> float:
         """Seconds that workers have spent for this thread so far; waiting for a free one is not among them."""

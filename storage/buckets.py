@@ -45,6 +45,12 @@ def shelf(prefix: str) -> str:
     return f"{int(prefix[:_SHELF_BITS], 2):03x}" if len(prefix) >= _SHELF_BITS else "wide"
 
 
+def shelves(folder: str, prefix: str) -> list[str]:
+    """The folders below `folder` in which all lies that can meet a bucket: its shelf and that of the wide, or all."""
+    own, wide = shelf(prefix), shelf("")
+    return [folder] if own == wide else [f"{folder}/{wide}", f"{folder}/{own}"]
+
+
 def meet(one: str, other: str) -> bool:
     """Whether a digest can begin with both of two binary prefixes: one begins with the other."""
     return one.startswith(other) or other.startswith(one)

@@ -1,8 +1,9 @@
 """Claims: who is at work on what, so that two runs do not do it twice. They save work; what is right, records decide.
 
-A claim is an object `<folder>/<bits>-<prefix>.<n>` that its holder writes again every few seconds. One that has shown
-no sign of life for `LIFETIME_S`, by the store's own clock, is dead: who wants its bucket creates number n + 1, and of
-several who try, one does. A claim of this very machine is dead as soon as its process is. A holder lets go by deleting.
+A claim is an object `<folder>/<shelf>/<bits>-<prefix>.<n>` that its holder writes again every few seconds. One that has
+shown no sign of life for `LIFETIME_S`, by the store's own clock, is dead: who wants its bucket creates number n + 1,
+and of several who try, one does. A claim of this very machine is dead as soon as its process is. A holder lets go by
+deleting.
 
 A bucket is a binary prefix of digests. Two claims meet where one prefix begins with the other, so runs that cut their
 images into other buckets respect each other, too.
@@ -21,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from storage.buckets import meet
+from storage.buckets import meet, shelf, shelves
 from storage.errors import StorageError
 from storage.keys import canonical_json
 from storage.objects import Objects
@@ -71,7 +72,7 @@ class Claims:
             return None
         same = [claim for claim in met if claim.prefix == prefix]
         number = 1 + max((claim.number for claim in same), default=-1)
-        name = f"{self._folder}/{len(prefix)}-{prefix}.{number}"
+        name = f"{self._folder}/{shelf(prefix)}/{len(prefix)}-{prefix}.{number}"
         if not self._objects.create(name, _owner()):
             return None
         # Of two who came at one moment with different buckets each sees the other here, and comes again later
@@ -84,7 +85,9 @@ class Claims:
 
     def _meeting(self, prefix: str) -> list[_Claim]:
         found = []
-        for name, modified_s in self._objects.list_modified(self._folder).items():
+        folders = shelves(self._folder, prefix)
+        listed = [entry for folder in folders for entry in self._objects.list_modified(folder).items()]
+        for name, modified_s in listed:
             bucket, _, number = name.rpartition("/")[2].rpartition(".")
             theirs = bucket.partition("-")[2]
             if number.isdecimal() and meet(theirs, prefix):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.buckets import meet, shelf
+from storage.buckets import meet, shelf, shelves
 from storage.digests import Digests
 from storage.errors import StorageError, StorageFull, StoreError
 from storage.image_table import ImageTable
@@ -91,9 +91,8 @@ class LatentSet:
         Args:
             prefix: of digests, in binary digits: only parts that can hold images with such digests.
         """
-        own, wide = shelf(prefix), shelf("")
-        places = ["parts"] if own == wide else [f"parts/{wide}", f"parts/{own}"]
-        listed = [name for place in places for name in self.workspace.records.list(f"{self._folder}/{place}")]
+        places = shelves(f"{self._folder}/parts", prefix)
+        listed = [name for place in places for name in self.workspace.records.list(place)]
         # those of older versions lie on no shelf
         names = sorted(
             name.rpartition("/")[2] for name in listed if name.count("/") == self._folder.count("/") + 3

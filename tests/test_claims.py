@@ -32,7 +32,10 @@ def test_one_holds_and_the_next_one_may_after_it(objects: Objects) -> None:
     assert objects.list(FOLDER) == []
 
 
-@pytest.mark.parametrize(("mine", "theirs"), [("10", "101"), ("101", "10"), ("", "0")])
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [("10", "101"), ("101", "10"), ("", "0"), ("1" * 13, "1" * 14), ("1" * 14, "1"), ("1", "1" * 14)],
+)
 def test_buckets_of_other_sizes_meet(objects: Objects, mine: str, theirs: str) -> None:
     claims = Claims(objects, FOLDER)
     with claims.hold(mine), claims.hold(theirs) as held:
@@ -44,17 +47,19 @@ def test_other_buckets_are_free(objects: Objects) -> None:
     with claims.hold("10"), claims.hold("11") as held, claims.hold("0") as another:
         assert held
         assert another
+    with claims.hold("0" * 12), claims.hold("0" * 11 + "1") as held:
+        assert held
 
 
 def test_a_claim_without_a_sign_of_life_passes_on(objects: Objects, lifetime_s: float) -> None:
-    objects.put(f"{FOLDER}/2-10.4", b"somebody who was killed")
+    objects.put(f"{FOLDER}/wide/2-10.4", b"somebody who was killed")
     claims = Claims(objects, FOLDER, lifetime_s)
     with claims.hold("10") as held:
         assert not held
     time.sleep(lifetime_s + 0.1)
     with claims.hold("10") as held:
         assert held
-        assert objects.list(FOLDER) == [f"{FOLDER}/2-10.5"]
+        assert objects.list(FOLDER) == [f"{FOLDER}/wide/2-10.5"]
     assert objects.list(FOLDER) == []
 
 
