@@ -11,7 +11,7 @@ from jobs.stage import Node, Output
 from storage.keys import digest, flatten
 
 # Bumped by hand whenever a stage computes something else from the same ingredients; golden values in
-# tests/test_golden.py and tests/test_training.py fail when that is forgotten.
+# tests/test_golden.py, tests/test_training.py and tests/test_finetuning.py fail when that is forgotten.
 STAGE_VERSIONS: Mapping[str, int] = {
     "ingest": 1,
     "train": 1,

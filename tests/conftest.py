@@ -19,6 +19,8 @@ from storage.objects import Objects
 if TYPE_CHECKING:
     from s3_server import S3Server
 
+pytest_plugins = ["latent_sets"]
+
 
 @pytest.fixture(scope="session")
 def ray_address(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator[str]:

@@ -1,6 +1,9 @@
-"""Settings of a training so small that a test can afford several."""
+"""A training so small that a test can afford several: its settings and its images."""
 
 from __future__ import annotations
+
+import numpy as np
+import torch
 
 from pipeline.training.base import BaseSettings
 
@@ -18,3 +21,15 @@ BASE = BaseSettings(
     precision="float32",
     seed=3,
 )
+
+
+def pictures() -> list[np.ndarray]:
+    """Smooth random pictures: 150×200, and one smaller than a crop."""
+    generator = np.random.default_rng(0)
+
+    def picture(height: int, width: int) -> np.ndarray:
+        coarse = torch.from_numpy(generator.random((1, 3, 8, 8), np.float32))
+        fine = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
+        return (fine[0].permute(1, 2, 0) * 255).byte().numpy()
+
+    return [picture(150, 200), picture(200, 150), picture(40, 50)]
