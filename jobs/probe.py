@@ -21,7 +21,7 @@ class UnfitNodes(ValueError):
 
 
 def look_at_nodes(ray: Any, workspace: Workspace) -> int:
-    """Compare every living node with this process; their number.
+    """Compare every living node with this process; their number. One that dies meanwhile is none.
 
     Raises:
         UnfitNodes: names each node, what was expected, what was found, and the path.
@@ -34,19 +34,21 @@ def look_at_nodes(ray: Any, workspace: Workspace) -> int:
         look = _looker()
         task = ray.remote(num_cpus=0, max_retries=0)(look)
         asked = {}
-        for node in ray.nodes():
-            if node["Alive"]:
-                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                answer = task.options(name="probe", scheduling_strategy=there).remote(
-                    workspace.root, name, note
-                )
-                asked[answer] = f"{node['NodeManagerAddress']} ({node['NodeManagerHostname']})"
+        for key, node in _alive(ray).items():
+            only = NodeAffinitySchedulingStrategy(key, soft=False)
+            answer = task.options(name="probe", scheduling_strategy=only).remote(workspace.root, name, note)
+            asked[answer] = key, f"{node['NodeManagerAddress']} ({node['NodeManagerHostname']})"
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
         expected = look(workspace.root, name, note)
-        wrong = []
-        for answer, node in asked.items():
-            seen = _seen(ray, answer) if answer in answered else f"no answer within {ANSWER_S:g} s"
-            wrong += [f"{node}: {difference}" for difference in _differences(expected, seen)]
+        looked = [
+            (*where, _seen(ray, answer) if answer in answered else f"no answer within {ANSWER_S:g} s")
+            for answer, where in asked.items()
+        ]
+        alive = _alive(ray)
+        there = [(node, seen) for key, node, seen in looked if key in alive]
+        wrong = [
+            f"{node}: {difference}" for node, seen in there for difference in _differences(expected, seen)
+        ]
     finally:
         workspace.remove(name)
     if wrong:
@@ -55,7 +57,12 @@ def look_at_nodes(ray: Any, workspace: Workspace) -> int:
             "packages on every node (docs/cluster.md), and have the workspace where all see it under one path:"
             + "".join(f"\n  {line}" for line in wrong)
         )
-    return len(asked)
+    return len(there)
+
+
+def _alive(ray: Any) -> dict[str, Any]:
+    """Nodes that Ray takes to be alive, by their ids. It learns of a death by silence, some time after."""
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
 
 
 def _seen(ray: Any, reference: Any) -> Seen | str:

@@ -94,6 +94,15 @@ def test_node_killed(stage: str, entry: Enter, trial_from: Begin) -> None:
         assert "resumed at step" in run.text
 
 
+def test_node_killed_just_before(entry: Enter, trial_from: Begin) -> None:
+    entry("`kill -9` of a node", "before a run, which still counts on it", BY_ITSELF)
+    trial = trial_from("quantize")
+    trial.nodes.kill(0)
+    run = trial.start()
+    trial.nodes.add()
+    finished_by_itself(trial, run.finish(RUN_S), run.text)
+
+
 def finished_by_itself(trial: Trial, code: int, text: str) -> None:
     assert code == 0, text
     trial.check()
