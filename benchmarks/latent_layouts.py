@@ -81,7 +81,7 @@ def rows(groups: Sequence[Sequence[PartImage]]) -> Iterator[tuple[str, int]]:
                 for c in chunks(arrays)
             )
             yield f"{layout}, {name}", size
-    for level in (3, parts.ZSTD_LEVEL, 22):
+    for level in (3, 9, 13, 15, 22):
         kept, parts.ZSTD_LEVEL = parts.ZSTD_LEVEL, level
         size = sum(len(data) for group in groups for data in parts.encode(group).values())
         parts.ZSTD_LEVEL = kept

@@ -4,9 +4,8 @@
 
 The kernel is a loop over `pipeline.coding.code`, the codec of quality 3 with its VVC-8 tables, one thread, in one
 process or in two that run side by side; it reads each image from the store. The stage is `jobs.quantize.compute`: it
-plans, claims, reads images, quantizes, writes parts with their records, and sums up; its workers are warm. COUNT (192)
-images in parts of some 12, so that two workers can end together; the stage's default of some 24 costs less. Three
-times each, in turn.
+plans, claims, reads images, quantizes, writes parts with their records, and sums up; its workers are warm. COUNT (384)
+images, in parts of some 24. Three times each, in turn.
 """
 
 from __future__ import annotations
@@ -99,9 +98,8 @@ def kernel(names: list[str], root: str, blobs: tuple[str, str]) -> float:
     return time.perf_counter() - start
 
 
-def main(folder: str, count: int = 192) -> None:
+def main(folder: str, count: int = 384) -> None:
     print(machine("torch", "ray", "zarr"), flush=True)
-    quantize.IMAGES_PER_BUCKET = 16
     with tempfile.TemporaryDirectory() as root:
         workspace = Workspace.open(root)
         pixels = images(folder, count)

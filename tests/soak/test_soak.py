@@ -35,6 +35,8 @@ BY_ITSELF = "the run goes on by itself"
 STOPPED_S = 30  # that a driver may take to end; on an idle machine it takes 2
 AMPLE_KIB = 256 * 1024
 ROOM_BYTES = 3 * 2**30
+SPARE_BYTES = 2**30
+THRESHOLD = "RAY_memory_usage_threshold"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -130,19 +132,25 @@ def test_head_killed(stage: str, entry: Enter, trial_from: Begin) -> None:
 @pytest.fixture
 def short_of_memory(scratch: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     """Nodes on which Ray kills tasks as soon as the machine uses some gigabytes more than now."""
-    memory = psutil.virtual_memory()
-    monkeypatch.setenv(
-        "RAY_memory_usage_threshold", str((memory.total - memory.available + ROOM_BYTES) / memory.total)
-    )
+    total, used = memory()
+    monkeypatch.setenv(THRESHOLD, str((used + ROOM_BYTES) / total))
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
     with Nodes(2) as nodes:
         yield nodes
 
 
+def memory() -> tuple[int, int]:
+    """Of the machine in bytes: all, and what is in use."""
+    found = psutil.virtual_memory()
+    return found.total, found.total - found.available
+
+
 @contextmanager
 def hog() -> Iterator[None]:
-    """A process that takes all that room."""
-    hold = f"import time; held = bytearray(b'x') * {ROOM_BYTES}; print('full', flush=True); time.sleep(600)"
+    """A process that takes all that room, and some more, for others may give theirs back meanwhile."""
+    total, used = memory()
+    taken = int(float(os.environ[THRESHOLD]) * total) - used + SPARE_BYTES
+    hold = f"import time; held = bytearray(b'x') * {taken}; print('full', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout
