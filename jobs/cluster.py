@@ -113,8 +113,10 @@ class Cluster:
         return 0 if self.address == "local" else look_at_nodes(self._ray, workspace)
 
     def fits(self, shares: list[Share]) -> bool:
-        """Whether one task of each share can run at the same time."""
-        return fit_together(self._start(shares[0]), shares)
+        """Whether one task of each share can run at the same time; not where nobody knows, as without a head."""
+        with contextlib.suppress(Exception):
+            return self._ray is not None and fit_together(self._ray, shares)
+        return False
 
     def run(self, function: Callable[..., Result], args: tuple[Any, ...], share: Share) -> Result:
         """One task; its result. Raises TaskFailed, InfeasibleResources."""
@@ -215,7 +217,8 @@ class Cluster:
                 self._count(seconds)
                 yield message
         except Withdrawn:
-            self._ray.cancel(references, force=True)
+            with contextlib.suppress(Exception):
+                self._ray.cancel(references, force=True)
             raise
         finally:
             self._pending.discard(references)

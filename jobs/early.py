@@ -7,7 +7,7 @@ comes last; until then it works under an early key, by which its checkpoints are
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -24,7 +24,8 @@ from storage.latents import LatentSet
 from storage.workspace import Workspace
 
 LOOK_EVERY_S = 1.0  # whether another one can begin
-PATIENCE_S = 60.0  # without any progress of the set, or of what waits for it
+PATIENCE_S = 600.0  # without any progress of the set, or of what waits for it; a part may take minutes
+WHOLE_PATIENCE_S = 3600.0  # the same once the set is whole, which is then copied
 
 Record = dict[str, Any]
 Running = Mapping[Future[Record], Step]
@@ -47,10 +48,19 @@ class EarlyStep(NamedTuple):
 class HeadStart:
     """Which finetunings of a run begin early."""
 
-    def __init__(self, resources: AllResources, board: Board, cluster: Cluster) -> None:
+    def __init__(
+        self, resources: AllResources, board: Board, cluster: Cluster, results: Iterable[Record]
+    ) -> None:
+        """`results` of finetunings; what stands there is not begun, but found by its key once that is known."""
         self._resources, self._board, self._cluster = resources, board, cluster
         self._withdrawn: set[str] = set()
+        self._finished = {record.get("early_key") for record in results}
         self.possible = resources.finetune.start_at < 1
+
+    @property
+    def look_every_s(self) -> float | None:
+        """How often to look; None where nothing can begin early."""
+        return LOOK_EVERY_S if self.possible else None
 
     def withdraw(self, step: Step) -> None:
         """It had begun too early, and waits for its latents now."""
@@ -71,10 +81,13 @@ class HeadStart:
             known = {name: i for name, i in node.inputs.items() if i.node in produced}
             if node.id in by_node or not latents or len(known) + 1 < len(node.inputs):
                 continue
-            if self._is_filled(running[latents].node) and self._is_room(running):
-                inputs = {name: produced[i.node]["outputs"][i.output] for name, i in known.items()}
-                inputs["latents"] = _without_digest(running[latents].node, produced)
-                yield EarlyStep(Step(node, early_key(node.settings, inputs), None, None, ""), inputs, latents)
+            if not self._is_filled(running[latents].node):
+                continue
+            inputs = {name: produced[i.node]["outputs"][i.output] for name, i in known.items()}
+            inputs["latents"] = _without_digest(running[latents].node, produced)
+            key = early_key(node.settings, inputs)
+            if key not in self._finished | {step.key for step in running.values()} and self._is_room(running):
+                yield EarlyStep(Step(node, key, None, None, ""), inputs, latents)
 
     def _is_filled(self, quantize: Node) -> bool:
         done, total = self._board.progress(quantize.id)
@@ -101,16 +114,15 @@ class Watch:
         self._since = time.monotonic()
 
     def __call__(self) -> None:
-        if self._latents.done():
-            if self._latents.exception():
-                raise Withdrawn("its latents could not be quantized")
-            return
+        if self._latents.done() and self._latents.exception():
+            raise Withdrawn("its latents could not be quantized")
+        patience_s = WHOLE_PATIENCE_S if self._latents.done() else PATIENCE_S
         seen = [self._board.progress(label) for label in self._labels]
         if seen != self._seen:
             self._seen, self._since = seen, time.monotonic()
-        elif time.monotonic() - self._since > PATIENCE_S:
+        elif time.monotonic() - self._since > patience_s:
             raise Withdrawn(
-                f"no image has been quantized for {PATIENCE_S:.0f} s: it goes on when all are there"
+                f"neither it nor its latents have got on for {patience_s:.0f} s: it goes on when all are there"
             )
 
 

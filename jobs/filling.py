@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.digests import Digests
+from storage.image_table import ImageTable
 from storage.keys import digest_of_pairs
 from storage.latents import LatentError, LatentSet
 from storage.parts import PartImage
@@ -23,7 +24,7 @@ from storage.parts import PartImage
 if TYPE_CHECKING:
     from pipeline.training.latent_crops import Arrays, LatentBatch, LatentCrops
 
-POLL_S = 1.0
+POLL_S = 2.0
 Array = npt.NDArray[Any]
 Crops = Callable[[Mapping[str, "Arrays"], "Arrays"], "LatentCrops"]
 
@@ -44,9 +45,10 @@ class Seen:
         seen = json.loads(note)
         names = self.digests[: seen["images"]]
         try:
-            return len(names) == seen["images"] and self.latents.content_digest(names) == seen["digest"]
+            same = len(names) == seen["images"] and self.latents.content_digest(names) == seen["digest"]
         except LatentError:
             return False
+        return same and seen["of"] in (None, len(self.digests))
 
 
 class Filling(Seen):
@@ -77,7 +79,10 @@ class Filling(Seen):
         self._fields, self._pixels, self._crops, self._open = fields, pixels, crops, whole
         self._whole: LatentCrops | None = None
         self._digest = ""  # of the latents of all images, once they are there
-        self._read: dict[str, str] = {}  # digest of the latents of each image that a batch has had
+        self._table = ImageTable()  # what the set said last
+        self._read: dict[
+            str, str
+        ] = {}  # digest of the latents of each image that a batch has had, in their order
         self._part = lru_cache(maxsize=2)(lambda name: {i.digest: i for i in latents.read_part(name)})
 
     def batch(self, step: int, size: int, rows: slice = slice(None)) -> LatentBatch:
@@ -97,20 +102,29 @@ class Filling(Seen):
         return crops.batch(step, size, rows)
 
     def note(self, step: int) -> bytes | None:
-        """How many images, in the order of their digests, and the digest of their latents."""
+        """How many images, in the order of digests, of how many once that is known, and the digest of their latents.
+
+        Raises:
+            LatentError: as `batch`.
+        """
         self._require_same()
         names = self.digests[: step * self._batch_size]
-        return json.dumps({"images": len(names), "digest": self.latents.content_digest(names)}).encode()
+        about = {"images": len(names), "of": len(self.digests) if self._whole else None}
+        return json.dumps(about | {"digest": self.latents.content_digest(names)}).encode()
 
     def agrees(self, note: bytes) -> bool:
         """As of `Seen`, and go on from there."""
         self._look()
-        return super().agrees(note)
+        if not super().agrees(note):
+            return False
+        names = self.digests[: json.loads(note)["images"]]
+        self._read = dict(self._table.contents(self._table.find(names)))
+        return True
 
     def _look(self) -> bool:
         """Which images are there without a gap before them; whether all are."""
-        found = self.latents.images().find(self._wanted)
-        there = found >= 0
+        self._table = self.latents.images()
+        there = self._table.find(self._wanted) >= 0
         if not there.all():
             given_up = self.latents.given_up()
             pending = [int(row) for row in np.flatnonzero(~there)]
@@ -122,21 +136,21 @@ class Filling(Seen):
 
     def _window(self, first: int, names: Digests) -> LatentCrops:
         """The images of one batch, read from their parts."""
-        table = self.latents.images()
-        found = [self._fields(self._part(table[name].part)[name]) for name in names]
-        self._read |= {name: table[name].content for name in names}
+        found = [self._fields(self._part(self._table[name].part)[name]) for name in names]
+        self._read |= {name: self._table[name].content for name in names}
         count = len(self._wanted)
         fields = {name: _Rows(first, count, [one[name] for one in found]) for name in found[0]}
         return self._crops(fields, _Rows(first, count, [self._pixels(name) for name in names]))
 
     def _require_same(self) -> None:
-        """What has been read is what the set holds now."""
+        """What has been read is what the set holds now, and in the order in which it holds it."""
         names: Iterable[str] = self.digests if self._whole else self._read
-        expected = self._digest if self._whole else digest_of_pairs(sorted(self._read.items()))
-        if self.latents.content_digest(names) != expected:
+        expected = self._digest if self._whole else digest_of_pairs(self._read.items())
+        in_order = self.digests[: len(self._read)] == list(self._read)
+        if not in_order or self.latents.content_digest(names) != expected:
             raise LatentError(
-                "parts have been replaced since a finetuning read them, by others with other latents: run again, and "
-                "it begins anew"
+                "expected the latents that a finetuning has read so far, found others: parts have been replaced, or an "
+                "image that was given up is there now. Run again, and it begins anew"
             )
 
 

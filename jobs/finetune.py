@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.loop import Message, Place, Schedule, compiles, run_loop
+from jobs.plan import STAGE_VERSIONS
 from jobs.quantize import quantized
 from jobs.stage import Node, Outcome, Output, Task
 from jobs.train import commit_codec, follow
@@ -52,7 +53,8 @@ def compute(task: Task) -> Outcome:
 def early_key(settings: Mapping[str, Any], inputs: Mapping[str, Output]) -> str:
     """What names a finetuning before the digest of its latents is known: all else of its key, and what decides them."""
     digests = {name: inputs[name]["digest"] for name in ("codec", "tables", "images")}
-    return digest({"settings": dict(settings), **digests, "set": inputs["latents"]["note"]["set"]})
+    own = {"version": STAGE_VERSIONS["finetune"], "settings": dict(settings)}
+    return digest(own | digests | {"set": inputs["latents"]["note"]["set"]})
 
 
 def finetune_codec(

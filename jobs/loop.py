@@ -60,7 +60,7 @@ class Place:
     @property
     def folders(self) -> list[str]:
         """Where checkpoints of all attempts lie."""
-        return [f"attempts/{self.stage}/{key}" for key in (self.key, self.early_key) if key]
+        return [f"attempts/{self.stage}/{key}" for key in dict.fromkeys((self.key, self.early_key)) if key]
 
     def of(self, attempt: str) -> str:
         return f"attempts/{self.stage}/{self.key}/{attempt}"
@@ -157,7 +157,7 @@ def _resume(
 
     for _, name in reversed(_checkpoints(workspace, place.folders)):
         try:
-            if seen and not _agrees(workspace, name, seen):
+            if seen and not _agrees(workspace, place, name, seen):
                 yield {"say": "a checkpoint is of latents that have been replaced since: it is left out"}
                 continue
             lines = workspace.get(f"{name}/metrics.jsonl").decode().splitlines()
@@ -176,10 +176,14 @@ def _resume(
     return []
 
 
-def _agrees(workspace: Workspace, checkpoint: str, seen: Seen) -> bool:
+def _agrees(workspace: Workspace, place: Place, checkpoint: str, seen: Seen) -> bool:
     """Whether the data is what a checkpoint was trained on, where its key does not say it."""
-    name = f"{checkpoint}/{_SEEN}"
-    return name not in workspace.list(checkpoint) or seen.agrees(workspace.get(name))
+    if f"/{place.early_key}/" not in checkpoint:
+        return True
+    try:
+        return seen.agrees(workspace.get(f"{checkpoint}/{_SEEN}"))
+    except FileNotFoundError:  # whoever clears it has begun with that
+        return False
 
 
 def _checkpoints(workspace: Workspace, folders: list[str]) -> list[tuple[int, str]]:

@@ -61,7 +61,8 @@ def amount(node: Node, inputs: dict[str, Output] | None, workspace: Workspace) -
     if inputs is None:
         return "all images"
     digests = image_digests(workspace, inputs["images"]["blob"])
-    missing = _possible(LatentSet(workspace, set_key(inputs, node.settings)), digests)
+    latents = LatentSet(workspace, set_key(inputs, node.settings))
+    missing = _possible(latents, latents.missing(digests))
     return f"{len(missing)} of {len(digests)} images"
 
 
@@ -76,8 +77,9 @@ def compute(task: Task) -> Outcome:
     """Quantize what the set lacks, less the images that were given up before."""
     latents = LatentSet(task.workspace, set_key(task.inputs, task.node.settings))
     digests = image_digests(task.workspace, task.inputs["images"]["blob"])
-    missing = _possible(latents, digests)
-    there = len(digests) - len(latents.missing(digests))
+    absent = latents.missing(digests)
+    missing = _possible(latents, absent)
+    there = len(digests) - len(absent)
     total = there + len(missing)
     task.progress(there, total, "images")
     if missing:
@@ -101,10 +103,10 @@ def compute(task: Task) -> Outcome:
     return _outcome(latents, digests, len(missing) - len(latents.missing(missing)))
 
 
-def _possible(latents: LatentSet, digests: Digests) -> Digests:
+def _possible(latents: LatentSet, absent: Digests) -> Digests:
     """What the set lacks, less the images that were given up before."""
-    missing, given_up = latents.missing(digests), latents.given_up()
-    return Digests.of(name for name in missing if name not in given_up) if given_up else missing
+    given_up = latents.given_up()
+    return Digests.of(name for name in absent if name not in given_up) if given_up else absent
 
 
 def _quantize(task: Task, latents: LatentSet, parts: list[Part], total: int) -> list[tuple[Part, TaskFailed]]:
@@ -136,6 +138,7 @@ def _quantize(task: Task, latents: LatentSet, parts: list[Part], total: int) -> 
                     )
         parts = [part for part in claimed if latents.missing(part.images, part.prefix)]
         done += _count(claimed) - _count(parts)
+        task.progress(done, total, "images")
         if parts:
             if not told:
                 task.say(

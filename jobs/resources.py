@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from jobs.fields import Section
 
@@ -45,6 +45,15 @@ class FinetuneResources(TrainResources):
 
     # share of a set's images with which a finetuning on its latents begins, while others are still being quantized
     start_at: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _alone(self) -> Self:
+        if self.start_at < 1 and self.workers > 1:
+            raise ValueError(
+                f"expected start_at: 1 where several workers share a finetuning, found start_at: {self.start_at:g} and "
+                f"workers: {self.workers}: they would wait for each other's images"
+            )
+        return self
 
 
 class AllResources(Section):

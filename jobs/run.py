@@ -15,7 +15,7 @@ from threading import Event
 from typing import Any
 
 from jobs.cluster import Cluster, Interrupted, Withdrawn
-from jobs.early import LOOK_EVERY_S, EarlyStep, HeadStart, Watch
+from jobs.early import EarlyStep, HeadStart, Watch
 from jobs.plan import Results, Step, input_outputs, resolve
 from jobs.progress import Board, Heartbeat, is_alive, read_beat
 from jobs.resources import AllResources
@@ -95,28 +95,40 @@ def run(nodes: list[Node], results: Results, drive: Drive) -> dict[str, Record]:
     produced: dict[str, Record] = {}
     failed: dict[str, BaseException] = {}
     running: dict[Future[Record], Step] = {}
-    early = HeadStart(drive.resources, drive.board, drive.cluster)
+    early = HeadStart(drive.resources, drive.board, drive.cluster, results.get("finetune", {}).values())
     pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="stage")
+
+    def begin(steps: list[Step]) -> None:
+        for step in _ready(steps, running, failed):
+            running[pool.submit(_compute, step, dict(produced), drive)] = step
+        for begun in early.steps(steps, produced, running, failed):
+            running[pool.submit(_compute_early, begun, dict(produced), drive)] = begun.step
+
+    def end(step: Step, error: BaseException) -> None:
+        verb = "stopped" if isinstance(error, Interrupted) else "failed"
+        if isinstance(error, Withdrawn):
+            verb = "withdrawn"
+            early.withdraw(step)
+        else:
+            failed[step.node.id] = error
+        drive.board.say(f"{verb}: {step.node.id}: {error}")
+
+    steps: list[Step] = []
+    finished: set[Future[Record]] | None = None
     try:
         while True:
-            steps = resolve(nodes, results, produced)
-            produced |= {step.node.id: step.record for step in steps if step.record}
-            for step in [] if drive.cancelled.is_set() else _ready(steps, running, failed):
-                running[pool.submit(_compute, step, dict(produced), drive)] = step
-            for begun in early.steps(steps, produced, running, failed):
-                running[pool.submit(_compute_early, begun, dict(produced), drive)] = begun.step
+            if finished is None or finished:
+                steps = resolve(nodes, results, produced)
+                produced |= {step.node.id: step.record for step in steps if step.record}
+            if not drive.cancelled.is_set():
+                begin(steps)
             if not running:
                 break
-            look_every_s = LOOK_EVERY_S if early.possible else None
-            for future in wait(running, look_every_s, return_when=FIRST_COMPLETED).done:
+            finished = wait(running, early.look_every_s, return_when=FIRST_COMPLETED).done
+            for future in finished:
                 step = running.pop(future)
-                if isinstance(error := future.exception(), Withdrawn):
-                    early.withdraw(step)
-                    drive.board.say(f"withdrawn: {step.node.id}: {error}")
-                elif error:
-                    failed[step.node.id] = error
-                    verb = "stopped" if isinstance(error, Interrupted) else "failed"
-                    drive.board.say(f"{verb}: {step.node.id}: {error}")
+                if error := future.exception():
+                    end(step, error)
                 else:
                     produced[step.node.id] = future.result()
                     drive.committed(produced)
@@ -168,12 +180,17 @@ def _compute_early(begun: EarlyStep, produced: Mapping[str, Record], drive: Driv
     node = begun.step.node
     drive.board.say(f"early: {node.id} begins while its latents are being quantized")
     about, outcome = _work(begun.step, begun.inputs, drive, Watch(begun, drive.board))
-    if wait([begun.latents]).done and begun.latents.exception():
-        raise Withdrawn("its latents could not be quantized")
-    produced = {**produced, node.inputs["latents"].node: begun.latents.result()}
-    inputs = input_outputs(node, produced)
-    if not begun.saw(outcome.seen, inputs, drive.workspace):
-        raise Withdrawn("it was trained on latents that have been replaced since: it begins anew")
+    try:
+        if wait([begun.latents]).done and begun.latents.exception():
+            raise Withdrawn("its latents could not be quantized")
+        produced = {**produced, node.inputs["latents"].node: begun.latents.result()}
+        inputs = input_outputs(node, produced)
+        if not begun.saw(outcome.seen, inputs, drive.workspace):
+            raise Withdrawn("it was trained on latents that have been replaced since: it begins anew")
+    except Withdrawn as error:
+        place = f"failures/{node.stage}/{begun.step.key}/{about['attempt']}"
+        _note_failure(drive.workspace, place, about, error)
+        raise
     (step,) = resolve([node], {}, produced)
     return _commit(about | {"key": step.key}, step, inputs, outcome, drive)
 

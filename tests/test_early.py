@@ -123,7 +123,33 @@ def test_parts_replaced_while_they_are_read_end_it(filled: Filled) -> None:
     next(m for m in messages if m.get("step") == 1)
     filled.set.retire(filled.set.images()[first.digest].part, "another machine's")
     filled.write(first, *filled.images[2:])
-    with pytest.raises(LatentError, match="run again, and it begins anew"):
+    with pytest.raises(LatentError, match="Run again, and it begins anew"):
+        list(messages)
+
+
+def test_what_was_read_before_a_resume_is_checked_too(filled: Filled) -> None:
+    first = filled.images[0]
+    filled.write(replace(first, indices=first.indices + 1), *filled.images[1:4])
+    messages = filled.messages()
+    assert [next(m for m in messages if m.get("step") == step) for step in (1, 2)]
+    messages.close()  # type: ignore[attr-defined]
+    resumed = filled.messages()
+    assert next(resumed)["say"].startswith("copying")
+    assert next(resumed)["say"] == "resumed at step 1 from a checkpoint"
+    filled.set.retire(filled.set.images()[first.digest].part, "another machine's")
+    filled.write(first, *filled.images[4:])
+    with pytest.raises(LatentError, match="Run again, and it begins anew"):
+        list(resumed)
+
+
+def test_an_image_that_comes_late_is_not_slipped_in(filled: Filled) -> None:
+    """One run has given it up, another one has it quantized after all."""
+    filled.write(filled.images[0], *filled.images[2:4])
+    filled.set.give_up(filled.images[1].digest, "a lost worker")
+    messages = filled.messages()
+    next(m for m in messages if m.get("step") == 1)
+    filled.write(filled.images[1], *filled.images[4:])
+    with pytest.raises(LatentError, match="an image that was given up is there now"):
         list(messages)
 
 
@@ -168,6 +194,21 @@ def held(reference: Lab, tmp_path: Path) -> Iterator[tuple[Lab, threading.Event]
 
 def finetune(lab: Lab, *overrides: str) -> str:
     return lab.run(ONE, *overrides, stage="finetune", only=TCQ | {"arm": "paper"})
+
+
+def test_what_is_finished_under_its_early_key_is_not_begun_again(held: tuple[Lab, threading.Event]) -> None:
+    """As where a part was withdrawn: once the set is whole again, the result is found by its key."""
+    lab, release = held
+    release.set()
+    finetune(lab)
+    before = lab.records("results/finetune")
+    latents = LatentSet(lab.workspace, lab.record("quantize", **TCQ)["outputs"]["latents"]["note"]["set"])
+    latents.retire(latents.part_names()[0], "a test")
+    said = finetune(lab, *EARLY)
+    assert "done: quantize" in said
+    assert "early" not in said
+    assert "finetune lmbda=0.013 quantizer=tcq4 arm=paper seed=0: 6/6 steps" not in said
+    assert lab.records("results/finetune") == before
 
 
 def outcome(lab: Lab) -> tuple[str, Any, Any]:
