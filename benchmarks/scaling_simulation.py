@@ -4,8 +4,9 @@
 
 First, one real task of `quantize` (claims, records, a part) on a set that is half full while every core is at work: all
 its records and claims lie in a store in memory, which counts requests as S3 would bill them, listings by pages of 1000
-names. Then the whole run, event by event: a driver hands tasks out, each takes as long as its images need, in this
-machine's own time (benchmarks/quantize_scaling.txt), and asks what that one asked. `--small`: a thousandth of it.
+names. To these comes one GET for each image, a range of a shard; what a worker reads once (codec, tables, its index of
+images) is left out. Then the whole run, event by event: a driver hands tasks out, each takes as long as its images need
+at this machine's speed (benchmarks/quantize_scaling.txt), and asks what that one asked. `--small`: a thousandth of it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from storage.parts import PartImage
 from storage.workspace import Workspace
 
 IMAGES, CORES = 100_000_000, 16_000
-IMAGES_A_S = 12.0  # of one core, benchmarks/quantize_scaling.txt
+HEIGHT, WIDTH = 512, 768
+PIXELS_A_S = 12.0 * 154_000  # of one core, benchmarks/quantize_scaling.txt
 DRIVER_TASKS_A_S = (
     4000.0  # that it submits and takes back: Ray on this machine, submission alone 8,000 to 15,000
 )
@@ -77,8 +79,8 @@ def store_in_memory() -> Iterator[tuple[Workspace, Counted]]:
         yield Workspace.open("s3://simulated/workspace"), counted
 
 
-def one_task(parts: int, cores: int, images: int) -> tuple[Counter[str], float]:
-    """What a task asks where half of `parts` are recorded and all cores hold claims; images of the largest part."""
+def one_task(parts: int, cores: int, images: int) -> Counter[str]:
+    """What a task of so many images asks where half of `parts` are recorded and all cores hold claims."""
     bits = int(np.log2(parts))
     with store_in_memory() as (workspace, counted):
         latents = LatentSet(workspace, KEY)
@@ -99,21 +101,21 @@ def one_task(parts: int, cores: int, images: int) -> tuple[Counter[str], float]:
             missing = latents.missing(names, mine)
             assert all(binary(name, bits) == mine for name in missing)
             latents.write_part(mine, [image(name) for name in missing])
-    return counted.requests, float(np.random.default_rng(0).poisson(images, parts).max())
+    return counted.requests + Counter(GET=images)
 
 
 def image(name: str) -> PartImage:
     """Of 0.4 megapixels, as many of its indices other than 0 as at half a bit a pixel."""
     generator = np.random.default_rng(int(name[:8], 16))
-    indices = np.rint(generator.laplace(0, 0.45, (96, 32, 48))).astype(np.int8)
-    return PartImage(name, 512, 768, indices, indices[:64, :8, :12], 1.0, 1.0, 1.0)
+    indices = np.rint(generator.laplace(0, 0.45, (96, HEIGHT // 16, WIDTH // 16))).astype(np.int8)
+    return PartImage(name, HEIGHT, WIDTH, indices, indices[:64, :8, :12], 1.0, 1.0, 1.0)
 
 
 def whole_run(parts: int, cores: int, images: float, requests: Counter[str]) -> Iterator[str]:
     """The run as events: how long, how many at once, and what the store is asked in its busiest second."""
     generator = np.random.default_rng(0)
     sizes = generator.poisson(images, parts)
-    seconds = sizes / IMAGES_A_S * generator.lognormal(0, 0.1, parts)
+    seconds = sizes * HEIGHT * WIDTH / PIXELS_A_S * generator.lognormal(0, 0.1, parts)
     ends: list[float] = []
     starts, clock, busiest = np.empty(parts), 0.0, 0
     for number in range(parts):
@@ -127,7 +129,8 @@ def whole_run(parts: int, cores: int, images: float, requests: Counter[str]) -> 
         busiest = max(busiest, len(ends))
     end = max(ends)
     asked = np.histogram(starts, int(end) + 1)[0].max()
-    busy = sizes.sum() / IMAGES_A_S / cores / end
+    busy = seconds.sum() / cores / end
+    yield f"  {sizes.max()} images in the largest part; a task takes {seconds.mean():.0f} s"
     yield f"  {end / 60:.1f} minutes, {busiest:,} of {cores:,} cores at once, {busy:.3f} of them busy on average"
     yield f"  tasks that begin in one second: {asked:,} at most, {parts / end:,.0f} on average"
     for kind, count in sorted(requests.items()):
@@ -143,8 +146,10 @@ def main(small: bool) -> None:
     bits = min(int(np.ceil(np.log2(total / IMAGES_PER_BUCKET))), MOST_BITS)
     parts = 2**bits
     clock = time.monotonic()
-    requests, largest = one_task(parts, min(cores, parts // 2), total // parts)
-    print(f"{total:,} images in {parts:,} parts of {total / parts:.0f}, {largest:.0f} in the largest")
+    requests = one_task(parts, min(cores, parts // 2), total // parts)
+    print(
+        f"{total:,} images of {HEIGHT * WIDTH / 1e6:.2f} megapixels in {parts:,} parts of {total / parts:.0f}"
+    )
     for line in whole_run(parts, cores, total / parts, requests):
         print(line)
     print(f"simulated in {time.monotonic() - clock:.0f} s")
