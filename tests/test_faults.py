@@ -13,7 +13,6 @@ import photos
 import psutil
 import pytest
 from laboratory import Lab, Running, resize, wait_until, workers_at
-from nodes import Nodes
 
 from jobs.run import RunFailed
 from jobs.shares import InfeasibleResources
@@ -128,16 +127,6 @@ def test_quantizing_goes_on_after_its_driver_ended(
         assert "Traceback" not in run.text
     wait_until(lambda: not workers_at("quantize_part", os.getpid()), "end of its workers")
     lab.run(big, stage="quantize", only={"quantizer": "tcq4"})
-    assert lab.content() == quantized.content()
-
-
-def test_a_killed_node_is_made_up_for(quantized: Lab, big: str, tmp_path: Path) -> None:
-    lab = quantized.copy(tmp_path / "workspace", without=["quantize"])
-    with Nodes(2) as nodes:
-        run = lab.start("quantize", lab.file, "--set", big, "--only", "quantizer=tcq4", address=nodes.address)
-        run.until(lambda: nodes.working("quantize_part"), "node that quantizes")
-        nodes.kill(nodes.working("quantize_part")[0])
-        assert run.finish() == 0, run.text
     assert lab.content() == quantized.content()
 
 
