@@ -107,7 +107,7 @@ def test_the_group_at_rest(workspace: Workspace) -> None:
     ):
         meta = json.loads(workspace.get(f"{record['group']}/{name}/zarr.json"))
         assert (meta["zarr_format"], meta["data_type"], meta["fill_value"]) == (3, dtype, fill)
-        assert meta["codecs"][-1] == {"name": "zstd", "configuration": {"level": 15, "checksum": True}}
+        assert meta["codecs"][-1] == {"name": "zstd", "configuration": {"level": 13, "checksum": True}}
 
 
 def test_a_part_of_another_layout_is_refused() -> None:
