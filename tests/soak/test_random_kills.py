@@ -19,7 +19,7 @@ KILLS = 100
 WORK_S = 8.0  # at most, from the first sign of work to the next kill
 VICTIMS = ("worker", "node", "driver")
 # Long, but for tuning, which begins again when it is hit and would never end
-LONG = ("train.steps=6000", "quantizers.tcq4.tune=false", "arms.paper.steps=3200")
+LONG = ("train.steps=2000", "quantizers.tcq4.tune=false", "arms.paper.steps=3200")
 SETS = tuple(word for override in LONG for word in ("--set", override))
 LATENT_IMAGES = 1600
 
