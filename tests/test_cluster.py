@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -23,7 +22,6 @@ from jobs.cluster import (
     Interrupted,
     TaskFailed,
 )
-from jobs.connection import WORKER_VARIABLES
 from jobs.shares import InfeasibleResources, Share
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
@@ -229,24 +227,3 @@ def test_the_work_of_workers_is_counted_without_the_waiting(cluster: Cluster) ->
     for _ in cluster.map(time.sleep, [(0.2,), (0.2,)], Share(num_cpus=1)):
         pass
     assert 0.4 <= cluster.worked_s() - before < 2
-
-
-OF_ITS_OWN = """
-import os
-from jobs.cluster import Cluster
-from jobs.connection import WORKER_VARIABLES
-from jobs.shares import Share
-
-cluster = Cluster("local")
-workers = cluster.run(lambda names: [name for name in names if name in os.environ], (list(WORKER_VARIABLES),), Share())
-cluster.stop()
-print(workers == list(WORKER_VARIABLES), [name for name in WORKER_VARIABLES if name in os.environ])
-"""
-
-
-def test_workers_of_an_embedded_ray_have_variables_that_the_driver_has_not() -> None:
-    plain = {name: value for name, value in os.environ.items() if name not in WORKER_VARIABLES}
-    done = subprocess.run(
-        [sys.executable, "-c", OF_ITS_OWN], env=plain, capture_output=True, text=True, check=False
-    )
-    assert done.stdout == "True []\n", done.stderr

@@ -52,7 +52,7 @@ def test_driver_killed(stage: str, entry: Enter, trial_from: Begin) -> None:
         assert "resumed at step" in said
 
 
-@pytest.mark.parametrize("stage", ["quantize", "finetune"])
+@pytest.mark.parametrize("stage", ["train", "quantize", "finetune"])
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
 def test_driver_told_to_stop(signal_: signal.Signals, stage: str, entry: Enter, trial_from: Begin) -> None:
     entry(
