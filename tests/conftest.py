@@ -40,6 +40,17 @@ def ray_address(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -
     ray.shutdown()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Of torch's, as in workers of one core: other numbers of threads sum in another order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """An S3 server on loopback, with no bucket yet."""

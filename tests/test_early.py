@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from laboratory import Lab, wait_until
 
 from jobs import early
@@ -30,13 +29,7 @@ ONE = "arms.paper.batch=1"  # image a step: the first half of the set, by digest
 EARLY = ("resources.finetune.start_at=0.1", "resources.finetune.checkpoint_every=1")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the workers of the reference."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Filled:
@@ -71,6 +64,12 @@ class Filled:
         place = Place(self.lab.root, "finetune", key, "whole" if whole else "early", name)
         return finetune_codec(place, Schedule(steps, 1, 1), settings, inputs, False)
 
+    def stop_after_two_steps(self) -> None:
+        """Of which the first has left a checkpoint."""
+        messages = self.messages()
+        assert [next(m for m in messages if m.get("step") == step) for step in (1, 2)]
+        messages.close()  # type: ignore[attr-defined]
+
 
 @pytest.fixture(params=["paper", "scale"])
 def filled(request: pytest.FixtureRequest, reference: Lab, tmp_path: Path) -> Filled:
@@ -93,9 +92,7 @@ def test_a_set_that_fills_meanwhile_gives_the_same_codec(filled: Filled) -> None
 
 def test_checkpoints_of_the_early_key_are_gone_on_from(filled: Filled) -> None:
     filled.write(*filled.images[:4])
-    messages = filled.messages()
-    assert [next(m for m in messages if m.get("step") == step) for step in (1, 2)]
-    messages.close()  # type: ignore[attr-defined]
+    filled.stop_after_two_steps()
     filled.write(*filled.images[4:])
     again = list(filled.messages(whole=True))
     assert {"say": "resumed at step 1 from a checkpoint", "step": 1} in again
@@ -106,9 +103,7 @@ def test_a_checkpoint_of_other_latents_is_left_out(filled: Filled) -> None:
     """A part is withdrawn and computed again on a machine that rounds differently."""
     first = filled.images[0]
     filled.write(replace(first, indices=first.indices + 1), *filled.images[1:4])
-    messages = filled.messages()
-    assert [next(m for m in messages if m.get("step") == step) for step in (1, 2)]
-    messages.close()  # type: ignore[attr-defined]
+    filled.stop_after_two_steps()
     filled.set.retire(filled.set.images()[first.digest].part, "another machine's")
     filled.write(first, *filled.images[4:])
     again = list(filled.messages(whole=True))
@@ -130,9 +125,7 @@ def test_parts_replaced_while_they_are_read_end_it(filled: Filled) -> None:
 def test_what_was_read_before_a_resume_is_checked_too(filled: Filled) -> None:
     first = filled.images[0]
     filled.write(replace(first, indices=first.indices + 1), *filled.images[1:4])
-    messages = filled.messages()
-    assert [next(m for m in messages if m.get("step") == step) for step in (1, 2)]
-    messages.close()  # type: ignore[attr-defined]
+    filled.stop_after_two_steps()
     resumed = filled.messages()
     assert next(resumed)["say"].startswith("copying")
     assert next(resumed)["say"] == "resumed at step 1 from a checkpoint"

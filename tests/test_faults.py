@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import photos
@@ -103,10 +102,7 @@ def test_quantizing_goes_on_after_its_driver_ended(
         run.process.kill()
         run.finish()
     else:
-        if signal_ == "ctrl-c":
-            assert press_ctrl_c(run) == 130
-        else:
-            assert stopped_by(run, run.process.terminate) == 143  # as `ray job stop` does
+        assert press_ctrl_c(run) == 130
         assert "interrupted: what finished is kept" in run.text
         assert "Traceback" not in run.text
     wait_until(lambda: not workers_at("quantize_part", os.getpid()), "end of its workers")
@@ -177,12 +173,8 @@ def start_training(lab: Lab, address: str | None = None) -> Running:
 
 def press_ctrl_c(run: Running) -> int:
     """As a terminal does: to the whole process group. The exit code, which comes within seconds."""
-    return stopped_by(run, lambda: os.killpg(run.process.pid, signal.SIGINT))
-
-
-def stopped_by(run: Running, ask: Callable[[], None]) -> int:
     begin = time.monotonic()
-    ask()
+    os.killpg(run.process.pid, signal.SIGINT)
     code = run.finish()
     assert time.monotonic() - begin < CTRL_C_S
     return code

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-import torch
 from laboratory import wait_until
 from rich.console import Console
 
@@ -45,12 +44,7 @@ STATE, METRICS = "state.safetensors", "metrics.jsonl"
 KEY = "0" * 64
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
