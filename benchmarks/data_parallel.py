@@ -98,10 +98,7 @@ def show_speeds(cluster: Cluster, folder: str, rounds: int) -> None:
 def main(folder: str, rounds: str = "3") -> None:
     cluster = Cluster("local")
     try:
-        print(machine("torch", "ray"))
-        print(
-            "Much other work ran on the machine: what stands side by side compares, no time is at its best\n"
-        )
+        print(machine("torch", "ray") + "\n")
         show_curves(cluster, folder)
         show_speeds(cluster, folder, int(rounds))
     finally:

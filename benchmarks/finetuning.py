@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ class Online:
         return latent[:, *window], image[16 * top : 16 * top + CROP, 16 * left : 16 * left + CROP]
 
     def _latents(self, images: np.ndarray) -> np.ndarray:
-        tensor = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
+        tensor = torch.tensor(images).permute(0, 3, 1, 2).float().div_(255)
         with torch.no_grad(), autocast(self.precision, tensor.device):
             y = self.network.g_a(tensor)
             z = self.network.h_a(y).float()
@@ -81,7 +82,8 @@ class Online:
 def main(folder: str, checkpoint: str, steps: int = 20) -> None:
     torch.set_num_threads(2)
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix in (".jpg", ".png"))
-    pixels = [canonical_pixels(path.read_bytes()) for path in files[:: len(files) // IMAGES][:IMAGES]]
+    images = (canonical_pixels(path.read_bytes()) for path in files[:: max(1, len(files) // (2 * IMAGES))])
+    pixels = list(islice((image for image in images if min(image.shape[:2]) // 64 * 64 >= CROP), IMAGES))
     codec = read_codec(Path(checkpoint).read_bytes())
     tables = design(settings("tcq", trellis="vvc8", step=0.7, lmbda_q=0.1))
     y_hat = [code(codec, tables, image).latent.astype("f2") for image in pixels]

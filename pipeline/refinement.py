@@ -29,7 +29,7 @@ from pipeline.quantizers import Quantized, Tables, quantize
 from pipeline.sigma import sigma_levels
 
 Floats = npt.NDArray[np.float32]
-STEP = 0.0025  # latent units per unit of ∂J/∂t, J in bits of the whole image
+STEP = 0.005  # latent units per unit of ∂J/∂t, J in bits of the whole image
 
 
 @dataclass(frozen=True)

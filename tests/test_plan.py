@@ -144,7 +144,7 @@ def test_effort_enters_latents_and_scores_alone(file: str) -> None:
     assert all("quantizer=tcq8" in name for name in changed)
     nodes = {node.id: node for node in expand(load(file, ["quantizers.tcq8.effort=3"]))}
     latents = nodes["quantize lmbda=0.013 quantizer=tcq8"]
-    assert latents.settings == {"effort": 3, "effort_version": 1, "lmbda": 0.013}
+    assert latents.settings == {"effort": 3, "effort_version": 2, "lmbda": 0.013}
     assert latents.inputs["codec"].keyed  # the decoder decides, too
     assert not nodes["quantize lmbda=0.013 quantizer=urq"].inputs["codec"].keyed
 
@@ -341,7 +341,7 @@ def test_an_arm_with_effort_is_another_evaluation_of_the_same_codec(file: str) -
     experiment = load(file, [arms])
     nodes = {node.id: node for node in expand(experiment)}
     axes = "lmbda=0.013 quantizer=tcq8 arm="
-    effort = {"effort": 3, "effort_version": 1, "lmbda": 0.013}
+    effort = {"effort": 3, "effort_version": 2, "lmbda": 0.013}
     plain, searched = (nodes[f"evaluate {axes}{arm}"] for arm in ("base", "base+effort"))
     assert (plain.inputs, plain.settings | effort) == (searched.inputs, searched.settings)
     after, both = (nodes[f"evaluate {axes}{arm} seed=1"] for arm in ("paper+effort", "both"))
