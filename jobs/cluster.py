@@ -23,7 +23,7 @@ from storage.workspace import Workspace
 Item = TypeVar("Item")
 Message = TypeVar("Message")
 Result = TypeVar("Result")
-Watch = Callable[[], None]
+OnWait = Callable[[], None]
 
 LOST_WORKER_RETRIES = 3
 LOOK_EVERY_S = 1.0  # after the head, while tasks are waited for
@@ -181,14 +181,14 @@ class Cluster:
         function: Callable[..., Iterator[Message]],
         args: tuple[Any, ...],
         share: Share,
-        watch: Watch = lambda: None,
+        on_wait: OnWait = lambda: None,
     ) -> Iterator[Message]:
         """One task that yields messages, as it yields them. A task whose worker is lost starts again:
         what it has finished it must find by itself (a checkpoint). With several workers it runs on all of them,
         and the messages are those of the first (see `jobs.group`).
 
         Args:
-            watch: called now and then; what it raises ends the task, and passes through.
+            on_wait: called now and then; what it raises ends the task, and passes through.
 
         Raises:
             TaskFailed, InfeasibleResources, Interrupted, HeadLost: as `map`.
@@ -197,7 +197,7 @@ class Cluster:
         once = self._stream_once if share.workers == 1 else self._stream_group
         for attempt in range(LOST_WORKER_RETRIES + 1):
             try:
-                yield from once(function, args, share, watch)
+                yield from once(function, args, share, on_wait)
                 return
             except (HeadLost, Withdrawn):
                 raise
@@ -207,12 +207,12 @@ class Cluster:
                     raise _failure(error) from None
 
     def _stream_once(
-        self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share, watch: Watch
+        self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share, on_wait: OnWait
     ) -> Iterator[Message]:
         remote = self._remote(generate, function, share, num_returns="streaming")
         references = self._submit(remote, function, share, args)
         try:
-            while (reference := next(self._wait([references], watch)[0], None)) is not None:
+            while (reference := next(self._wait([references], on_wait)[0], None)) is not None:
                 seconds, message = self._ray.get(reference)
                 self._count(seconds)
                 yield message
@@ -224,14 +224,14 @@ class Cluster:
             self._pending.discard(references)
 
     def _stream_group(
-        self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share, watch: Watch
+        self, function: Callable[..., Iterator[Message]], args: tuple[Any, ...], share: Share, on_wait: OnWait
     ) -> Iterator[Message]:
         """As `_stream_once`, on several workers. A group is asked to end, not killed: see `jobs.group`."""
         from jobs import group
 
         def check() -> None:
             self._check()
-            watch()
+            on_wait()
 
         with self._room(share):
             messages = group.open_queue()
@@ -256,11 +256,11 @@ class Cluster:
             fitting = places(self._ray, share) // share.workers
             return self._groups.setdefault(share, threading.Semaphore(fitting))
 
-    def _wait(self, references: list[Any], watch: Watch = lambda: None) -> list[Any]:
+    def _wait(self, references: list[Any], on_wait: OnWait = lambda: None) -> list[Any]:
         """Those of these references that are ready, one at least; of thousands, to ask for each alone takes long."""
         while True:
             self._check()
-            watch()
+            on_wait()
             ready, _ = self._ray.wait(references, num_returns=1, timeout=LOOK_EVERY_S)
             if ready and len(references) > 1:
                 ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
