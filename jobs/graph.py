@@ -221,7 +221,8 @@ def _tune_node(
     inputs = {"codec": Input(codec.id, "codec"), "images": Input(images.id, "images")}
     quantizer = _settings("tables", section, ENCODER_SETTINGS | {"tune", "centroids"})
     how = _settings("tune", experiment.tune, frozenset({"images"}))
-    return Node("tune", axes, {"quantizer": quantizer, **how, "lmbda": axes["lmbda"]}, inputs)
+    alone = {"alone": "step"} if section.tune == "step" else {}
+    return Node("tune", axes, {"quantizer": quantizer, **how, **alone, "lmbda": axes["lmbda"]}, inputs)
 
 
 def _effort(axes: Mapping[str, Any], steps: int) -> dict[str, Any]:

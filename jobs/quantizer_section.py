@@ -30,7 +30,9 @@ class QuantizerSection(Section):
     offset: Offset | list[Offset] | None = None  # of a deadzone: one number, or one a σ level
     centroids: bool = False  # decode to the centroids of the design instead of plain levels
     effort: Effort = 0  # steps by which the encoder moves latents to a lower J first
-    tune: bool = False  # search Δ, λ_q or offset, and refine the tables, for each codec
+    tune: bool | Literal["step"] = (
+        False  # search Δ, λ_q or offset, or Δ alone, and refine the tables, for each codec
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -1,7 +1,8 @@
 """tune: codec × images -> tables, of the step, the weight of rate and the frequencies of the lowest J in pictures.
 
 Reads   crops from the middle of some training-side images, and the whole codec.
-Key     quantizer settings to begin with; how many images, and how large; λ; digests of the codec and the images.
+Key     quantizer settings to begin with, and whether Δ alone is searched; how many images, and how large; λ; digests of
+        the codec and the images.
 Work    one Ray task of minutes: each image is analysed once and decoded for every try. Once stopped it begins again.
 Commits tables as `tables` does, judged on held-out images (`pipeline.quantizers.tuning`); every try as metrics.
 """
@@ -76,7 +77,7 @@ def tune_quantizer(
         samples.append(sample(codec, centre_crop(store.read(name), settings["crop"], codec.stride)))
     start, lmbda = quantizer_settings(settings["quantizer"]), settings["lmbda"]
     rows: list[dict[str, Any]] = []
-    found = yield from _tries(search(start, samples, lmbda), rows)
+    found = yield from _tries(search(start, samples, lmbda, alone=settings.get("alone")), rows)
     yield {"done": len(rows), "total": len(rows), "doing": "tries; designs tables and judges them"}
     tuned = choose(start, found, samples, lmbda, refining=settings["refine"])
     yield _outcome(workspace, tuned, rows)

@@ -117,6 +117,7 @@ def test_a_tuned_quantizer_has_tables_for_each_codec(file: str, tmp_path: Path) 
 
     assert changed("tune.count=8") == changed("tune.refine=false") == {"tune"}
     assert changed("quantizers.tcq8.step=0.8") == {"tune"}  # where its search begins
+    assert changed("quantizers.tcq8.tune=step") == {"tune"}  # which searches less
     more = tmp_path / "more"
     more.mkdir()
     Image.fromarray(np.ones((8, 8, 3), np.uint8)).save(more / "c.png")

@@ -170,6 +170,13 @@ def test_what_is_searched_is_what_the_kind_has(start: Settings, axes: set[str]) 
     assert all(t.step >= 0.05 for t in tries)
 
 
+def test_a_step_searched_alone_keeps_the_weight_of_rate() -> None:
+    start = settings("tcq", "vvc4")
+    tries = list(search(start, [source(2.0, seed) for seed in range(2)], 5.0, alone="step"))
+    assert len({one.settings.step for one in tries}) > 3
+    assert {one.settings.lmbda_q for one in tries} == {start.lmbda_q}
+
+
 def test_mistakes_are_named() -> None:
     one = source(1.0, 0)
     with pytest.raises(

@@ -80,13 +80,17 @@ class Tuned:
     held_out: dict[str, Measured]
 
 
-def search(start: Settings, samples: Sequence[Sample], lmbda: float) -> Generator[Try, None, Settings]:
+def search(
+    start: Settings, samples: Sequence[Sample], lmbda: float, *, alone: str | None = None
+) -> Generator[Try, None, Settings]:
     """Yields each try; returns the settings of the lowest J. Equal images give equal ones on one platform.
 
     Args:
         start: settings to search from; a λ_q of 0 stays 0.
         samples: at least 2, as `choose` takes them; every second one, from the first on, is looked at.
         lmbda: λ of the codec.
+        alone: "step" searches Δ alone, and leaves λ_q/Δ² or the offset as they are: what is best before a finetuning
+            weighs the rate too little for the decoder after it (docs/results.md).
 
     Raises:
         ValueError: fewer than two samples, an offset for each σ level, or λ not above 0.
@@ -97,7 +101,7 @@ def search(start: Settings, samples: Sequence[Sample], lmbda: float) -> Generato
         )
     if not 0 < lmbda < math.inf:
         raise ValueError(f"tuning: expected a finite λ above 0, found {lmbda}")
-    axes, finding = _axes(start), samples[::2]
+    axes, finding = _axes(start) if alone is None else [alone], samples[::2]
     latents = [sample.latents for sample in finding]
     descent = descend([_WIDTHS[axis] for axis in axes], HALVINGS)
     point = next(descent)
