@@ -157,7 +157,7 @@ def leftovers(workspace: Workspace, key: str) -> list[str]:
         RecordError: as `groups`.
     """
     there = workspace.folders(f"latents/{key}")  # before the records: what is recorded meanwhile is none
-    named = set(groups(workspace, key).values())
+    named = {*groups(workspace, key).values(), *LatentSet(workspace, key).table_groups()}
     return [group for name in there if (group := f"latents/{key}/{name}") not in named]
 
 

@@ -32,6 +32,7 @@ from storage.parts import PartImage, decode, encode
 from storage.workspace import Workspace
 
 COMPACT_FROM = 10_000  # parts
+TABLE = "images"  # the one object of a table's group
 
 Record = Mapping[str, Any]
 
@@ -164,24 +165,28 @@ class LatentSet:
         older = self._list("tables")
         body = {"attempt": attempt, "sha256": sha256(data), "parts": table.parts}
         name = f"{len(table.parts):012d}-{attempt}"
-        self.workspace.put(self._table(name), data)
+        self.workspace.put(f"{self._table(name)}/{TABLE}", data)
         self.workspace.records.create(self._name("tables", name), body)
         self._forget_tables(older)  # readers go on with the newer one, or with records
         return table
 
+    def table_groups(self) -> list[str]:
+        """Where `compact` has kept tables, be they there or superseded."""
+        return [self._table(name) for name in self._list("tables")]
+
     def _table(self, name: str) -> str:
-        return f"{self._folder}/table-{name}"
+        return f"{self._folder}/table-{name}"  # a group of its own: without its record it is a leftover
 
     def _forget_tables(self, names: Iterable[str] | None = None) -> None:
         for name in self._list("tables") if names is None else names:
-            self.workspace.remove(self._table(name))
+            self.workspace.delete(self._table(name))
 
     def _compacted(self) -> ImageTable:
         """What `compact` kept last; an empty table where there is none, or it is damaged."""
         for name in reversed(self._list("tables")):
             try:
                 record = self._record(self._name("tables", name))
-                data = self.workspace.get(self._table(name))
+                data = self.workspace.get(f"{self._table(name)}/{TABLE}")
             except StoreError:
                 raise
             except (OSError, StorageError):

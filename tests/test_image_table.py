@@ -94,7 +94,7 @@ def compacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LatentSet:
 
 
 def tables(stored: LatentSet) -> list[Path]:
-    return list(Path(stored.workspace.root, "latents", KEY).glob("table-*"))
+    return list(Path(stored.workspace.root, "latents", KEY).glob("table-*/*"))
 
 
 def fresh(stored: LatentSet) -> LatentSet:

@@ -20,6 +20,7 @@ from latent_sets import (
 )
 from test_latents import latents
 
+import storage.latents
 from storage.errors import StorageFull
 from storage.export import export_set
 from storage.keys import canonical_json
@@ -37,6 +38,19 @@ def test_gc_touches_nothing_that_is_referenced(workspace: Workspace, stored: Lat
     assert re.search(rf"^keep set {KEY[:8]}: .* old; used by quantize .*tcq8, finetune .*arm=paper", words)
     assert words.endswith("deleted 0 item(s), 0 bytes\n")
     assert tree(workspace.root) == before
+
+
+def test_gc_deletes_the_table_of_a_killed_writer_and_no_other(
+    workspace: Workspace, stored: LatentSet, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage.latents, "COMPACT_FROM", 2)
+    stored.compact()
+    (table,) = stored.table_groups()
+    workspace.put(f"latents/{KEY}/table-of-nobody/images", b"torn")
+    assert "\ndeleted 1 item(s), " in told("gc", "--delete", "--grace-days", "0")[1]
+    there = workspace.folders(f"latents/{KEY}")
+    assert "table-of-nobody" not in there
+    assert table.rpartition("/")[2] in there
 
 
 def test_gc_deletes_withdrawn_data_and_leftovers_after_the_grace_period(
