@@ -17,7 +17,9 @@ from jobs.run import RunFailed
 from jobs.shares import InfeasibleResources
 from jobs.status import rows
 
-LONG = ("train.steps=400", "resources.train.checkpoint_every=20")  # long enough to be hit on the way
+CHECKPOINTS = "resources.train.checkpoint_every=20"
+LONG = ("train.steps=200", CHECKPOINTS)  # long enough to be hit on the way
+LONGER = ("train.steps=400", CHECKPOINTS)  # and to be looked at
 LINGER_S = 30.0  # what Ray gets to see that its driver was killed
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # idle; they wait a minute for Ray to come back
 CTRL_C_S = 15.0
@@ -145,7 +147,7 @@ def test_status_from_another_process_while_a_run_goes_on(
     reference: Lab, ray_address: str, tmp_path: Path
 ) -> None:
     lab = reference.copy(tmp_path / "workspace", without=["train"])
-    start_training(lab, address=ray_address)
+    start_training(lab, LONGER, address=ray_address)
     once = lab.start("status")
     follow = lab.start("status", "--follow")
     assert once.finish() == 0
@@ -156,9 +158,9 @@ def test_status_from_another_process_while_a_run_goes_on(
     assert "Traceback" not in follow.text
 
 
-def start_training(lab: Lab, address: str | None = None) -> Running:
+def start_training(lab: Lab, overrides: tuple[str, ...] = LONG, address: str | None = None) -> Running:
     """A long training in a process of its own, past its first checkpoint."""
-    sets = [word for override in LONG for word in ("--set", override)]
+    sets = [word for override in overrides for word in ("--set", override)]
     run = lab.start("train", lab.file, *sets, address=address)
     run.until(lab.checkpoints, "checkpoint")
     return run

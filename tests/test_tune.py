@@ -119,11 +119,11 @@ def test_held_out_images_alone_decide() -> None:
     samples = [source(scale, seed) for seed, scale in enumerate((0.2, 1.0, 0.2, 1.0))]
     start = settings("tcq", "vvc4", step=0.5, lmbda_q=0.1)
     found = settings("tcq", "vvc4", step=1.0, lmbda_q=0.4)
-    outcome = choose(start, found, samples, 20.0)
+    outcome, designed = choose(start, found, samples, 20.0), design(start)
     assert outcome.kept == "default"
-    assert outcome.held_out["default"] == mean(measure(design(start), samples[1::2], 20.0))
-    counted = refine(design(start), [one.latents for one in samples[::2]])
-    by_finders = [mean(measure(tables, samples[::2], 20.0)).cost for tables in (counted, design(start))]
+    assert outcome.held_out["default"] == mean(measure(designed, samples[1::2], 20.0))
+    counted = refine(designed, [one.latents for one in samples[::2]])
+    by_finders = [mean(measure(tables, samples[::2], 20.0)).cost for tables in (counted, designed)]
     assert by_finders[0] < by_finders[1]
     same = choose(start, start, samples, 20.0)
     assert list(same.held_out) == [f"default{refined}" for refined in REFINED]
