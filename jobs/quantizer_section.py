@@ -31,7 +31,7 @@ class QuantizerSection(Section):
     centroids: bool = False  # decode to the centroids of the design instead of plain levels
     effort: Effort = 0  # steps by which the encoder moves latents to a lower J first
     tune: bool | Literal["step"] = (
-        False  # search Δ, λ_q or offset, or Δ alone, and refine the tables, for each codec
+        False  # for each codec, search all of these, or Δ alone, and refine the tables
     )
 
     @model_validator(mode="before")

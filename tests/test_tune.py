@@ -185,10 +185,11 @@ def test_mistakes_are_named() -> None:
         next(search(settings("urq"), [one], LMBDA))
     with pytest.raises(ValueError, match="expected a finite λ above 0, found 0"):
         next(search(settings("urq"), [one, one], 0.0))
-    with pytest.raises(
-        ValueError, match="expected one rounding offset to start from, found 64, one a σ level"
-    ):
-        next(search(settings("deadzone", offset=(0.4,) * 64), [one, one], LMBDA))
+    for alone in (None, "step"):
+        with pytest.raises(
+            ValueError, match="expected one rounding offset to start from, found 64, one a σ level"
+        ):
+            next(search(settings("deadzone", offset=(0.4,) * 64), [one, one], LMBDA, alone=alone))
 
 
 def test_counting_leaves_unseen_levels_alone() -> None:

@@ -101,7 +101,7 @@ def search(
         )
     if not 0 < lmbda < math.inf:
         raise ValueError(f"tuning: expected a finite λ above 0, found {lmbda}")
-    axes, finding = _axes(start) if alone is None else [alone], samples[::2]
+    axes, finding = [axis for axis in _axes(start) if alone in (None, axis)], samples[::2]
     latents = [sample.latents for sample in finding]
     descent = descend([_WIDTHS[axis] for axis in axes], HALVINGS)
     point = next(descent)
