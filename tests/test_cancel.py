@@ -1,4 +1,4 @@
-"""A run is ended from elsewhere, through its workspace alone; what it has done is kept."""
+"""A run is ended from elsewhere, through its workspace alone; the same command completes it."""
 
 from __future__ import annotations
 
@@ -37,5 +37,8 @@ def test_a_run_is_cancelled_from_elsewhere(reference: Lab, ray_address: str, tmp
     assert run.finish() == 1
     assert "stopped: train lmbda=0.013: interrupted; what finished is kept" in run.text
     assert "retrellis: cancelled; what finished is kept, and the same command goes on from there" in run.text
-    assert lab.checkpoints()
     assert [row["state"] for row in rows(lab.workspace) if row["instance"].startswith("train")] == ["stopped"]
+    again = lab.start("train", lab.file, *LONG, address=ray_address)
+    again.until(lambda: "resumed at step" in again.text, "where it goes on from")
+    cancel(lab, "small")
+    assert again.finish() == 1

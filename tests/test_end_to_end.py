@@ -226,10 +226,12 @@ def test_two_runs_on_one_workspace_give_one_set_of_results(
     reference: Lab, ray_address: str, tmp_path: Path
 ) -> None:
     lab = reference.beside(tmp_path / "workspace")
-    both = [lab.start("quantize", lab.file, "--only", "quantizer=urq", address=ray_address) for _ in "ab"]
+    both = [
+        lab.start("run", lab.file, "--only", "quantizer=urq,arm=paper", address=ray_address) for _ in "ab"
+    ]
     assert [run.finish() for run in both] == [0, 0], [run.text for run in both]
     records = lab.records("results")
-    assert len(records) == 4  # ingest, train, tables, quantize
+    assert len(records) == 7  # 2 ingest, train, tables, quantize, finetune, evaluate
     assert len(lab.records("attempts")) > len(records)
     assert lab.content().items() <= reference.content().items()
     latents = LatentSet(lab.workspace, lab.record("quantize")["outputs"]["latents"]["note"]["set"])
