@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from trainings import BASE, pictures
 
 from pipeline.codec.artifact import Codec
+from pipeline.training.ahead import Ahead
 from pipeline.training.base import BaseTraining, random_crop, reflect_pad
 from pipeline.training.optimization import (
     CheckpointError,
@@ -34,6 +36,25 @@ def test_schedule_rises_and_falls() -> None:
     assert factors[10] == pytest.approx(1)
     assert max(factors) == factors[10]
     assert factors[-1] < 0.02
+
+
+def test_a_training_that_torch_cannot_compile_goes_on_without(images: list[np.ndarray]) -> None:
+    def refuse(*_: object) -> Callable[..., object]:
+        raise NotImplementedError("no such operation here")
+
+    plain, failing = BaseTraining(BASE, images), BaseTraining(BASE, images)
+    failing.forward = torch.compile(failing.network, backend=refuse)
+    with pytest.warns(UserWarning, match="cannot compile this training, which goes on without: .*no such"):
+        first = failing.advance()
+    assert [first, failing.advance()] == [plain.advance(), plain.advance()]
+
+
+def test_batches_made_ahead_are_the_same(images: list[np.ndarray]) -> None:
+    plain, ahead = BaseTraining(BASE, images), BaseTraining(BASE, images)
+    ahead.crops = Ahead(ahead.crops)  # as on a device of its own
+    assert [ahead.advance() for _ in range(3)] == [plain.advance() for _ in range(3)]
+    ahead.step = plain.step = 1  # as after a checkpoint
+    assert np.array_equal(ahead.crops(1), plain.crops(1))
 
 
 def test_small_images_are_reflected() -> None:

@@ -33,7 +33,10 @@ def step_metrics(step: int, lower: str, **values: Tensor) -> dict[str, float]:
     Raises:
         DivergedError: one is not finite; says at which step, and to lower the setting named `lower`.
     """
-    numbers = {name: float(value.detach()) for name, value in values.items()}
+    found = torch.stack(
+        [value.detach().float() for value in values.values()]
+    ).tolist()  # waits for a device once
+    numbers = dict(zip(values, found, strict=True))
     if not all(math.isfinite(number) for number in numbers.values()):
         raise DivergedError(f"training diverged at step {step} ({numbers}): lower {lower} and run again")
     return numbers | {"psnr_db": unit_psnr_db(numbers.pop("mse"))}

@@ -1,0 +1,28 @@
+"""The next step's batch, made while this one's is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """Calls `make(step)` in a thread, always for one step more than was asked for.
+
+    Worth it where another device computes: on the processor the two would share its cores.
+    """
+
+    def __init__(self, make: Callable[[int], T]) -> None:
+        self._make = make
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: tuple[int, Future[T]] | None = None
+
+    def __call__(self, step: int) -> T:
+        """What `make(step)` gives, or raises."""
+        expected, made = self._waiting or (None, None)
+        value = made.result() if made and expected == step else self._make(step)
+        self._waiting = step + 1, self._thread.submit(self._make, step + 1)
+        return value
