@@ -5,7 +5,8 @@
 Folders of JPEG. Each process goes on from a codec that comes with the project, with a whole step as one CUDA graph
 (bfloat16, Muon, crops of 256 × 256). Prints how many images a second each takes in, and how busy the device is. With
 --seconds all go on for as long, on a cosine that ends there; OUT then has weights rounded to bfloat16, whose names are
-CompressAI's. The codecs of docs/codecs.md were made so; benchmarks/cuda_training.txt is that run's log.
+CompressAI's; `main` says how they become a codec. The codecs of docs/codecs.md were made so, from those before them,
+and benchmarks/cuda_training.txt is that run's log.
 
     --mps        share the device by NVIDIA's MPS, so that kernels of several processes run at once
     --compiled   fuse what is not convolution in g_a and g_s; without --seconds both are measured
@@ -34,10 +35,9 @@ from pipeline.pixels import canonical_pixels
 from pipeline.training.base import BaseSettings, BaseTraining
 from pipeline.training.optimization import autocast, learning_rate_factor, set_learning_rate, unit_psnr_db
 
-TRAININGS = {1: 1, 2: 2, 3: 4, 4: 4, 5: 5}  # quality: that of the codec it goes on from (of the M wanted)
 CROP, WARMUP, RATE = 256, 300, 1e-3
 EAGER_STEPS, MEASURE_S, LOG_EVERY, SAVES, MEETING_S = 40, 8.0, 500, 8, 100
-QUERY = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used,power.draw", "--format=csv,noheader,nounits"]
+QUERY = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
 
 
 class Graphed(BaseTraining):
@@ -62,7 +62,8 @@ class Graphed(BaseTraining):
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def advance_graphed(self) -> None:
-        self.pixels.copy_(torch.from_numpy(self.crops(self.step)))
+        crops = self.ahead(self._crops, self.step) if self.ahead else self._crops(self.step)
+        self.pixels.copy_(torch.from_numpy(crops))
         if self.device.type == "cpu":
             self._set_rate()
             self._whole_step()
@@ -124,8 +125,7 @@ def pictures(folder: str) -> list[np.ndarray]:
 
 def started(quality: int, images: list[np.ndarray], batch: int) -> Graphed:
     """One that has taken some steps, which also choose the convolutions' algorithms."""
-    source = TRAININGS[quality]
-    codec, _ = codec_file.split(codec_file.whole(shipped.codec_file(source)))
+    codec, _ = codec_file.split(codec_file.whole(shipped.codec_file(quality)))
     settings = BaseSettings(
         N=codec.network.N,
         M=codec.network.M,
@@ -140,7 +140,7 @@ def started(quality: int, images: list[np.ndarray], batch: int) -> Graphed:
         seed=quality,
         optimizer="muon",
     )
-    training = Graphed(settings, images, start=codec, start_lmbda=shipped.SHIPPED[source].lmbda)
+    training = Graphed(settings, images, start=codec)
     for _ in range(EAGER_STEPS):
         training.advance()
     training.prepare()
@@ -203,8 +203,8 @@ def work(arguments: argparse.Namespace) -> None:
         meet(place / "compiled", quality, count)
         say(quality, f"compiled: {speed(training)}")
     if arguments.seconds:
-        end = time.perf_counter() + arguments.seconds
-        run(training, quality, pictures(arguments.held_out), Path(arguments.out), end)
+        held_out = pictures(arguments.held_out)
+        run(training, quality, held_out, Path(arguments.out), time.perf_counter() + arguments.seconds)
 
 
 def run(training: Graphed, quality: int, held_out: list[np.ndarray], out: Path, end: float) -> None:
@@ -248,33 +248,44 @@ def save(training: Graphed, quality: int, out: Path) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Start all, and watch the device meanwhile."""
+    """Start all, and watch the device meanwhile.
+
+    Weights become a codec by `MeanScaleHyperprior(N, M).load_state_dict` and `Codec.from_network(…, rounded=True)`.
+    """
     device = subprocess.run(["nvidia-smi", "-L"], check=True, capture_output=True, text=True).stdout
     versions = f"torch {torch.__version__}, Python {sys.version.split()[0]}"
     print(f"{device.split(' (UUID')[0]}, {versions}; {len(arguments.only)} processes", flush=True)
+    Path(arguments.out).mkdir(parents=True, exist_ok=True)
     if arguments.mps:
         subprocess.run(["nvidia-cuda-mps-control", "-d"], check=False)
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            __file__,
-            arguments.images,
-            arguments.held_out,
-            arguments.out,
-            "--meet",
-            folder,
-        ]
-        command += ["--seconds", str(arguments.seconds), "--batch", str(arguments.batch)]
-        command += ["--only", ",".join(map(str, arguments.only))] + ["--compiled"] * arguments.compiled
-        workers = [subprocess.Popen([*command, "--work", str(quality)]) for quality in arguments.only]
-        watch = subprocess.Popen([*QUERY, "-l", "1"], stdout=subprocess.PIPE, text=True)
-        codes = [worker.wait() for worker in workers]
-        watch.terminate()
-        rows = np.array([line.split(",") for line in watch.communicate()[0].splitlines()], float)
-    busy, memory, watts = rows[len(rows) // 3 :].T  # the first third is the start
-    print(f"device busy {busy.mean():.0f} % of the time, {memory.max():.0f} MiB, {watts.mean():.0f} W")
-    if arguments.mps:
-        subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=False)
+    workers: list[subprocess.Popen[str]] = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, __file__, arguments.images, arguments.held_out, arguments.out]
+            command += [
+                "--meet",
+                folder,
+                "--seconds",
+                str(arguments.seconds),
+                "--batch",
+                str(arguments.batch),
+            ]
+            command += ["--only", ",".join(map(str, arguments.only))] + ["--compiled"] * arguments.compiled
+            for quality in arguments.only:
+                workers.append(subprocess.Popen([*command, "--work", str(quality)], text=True))
+            watch = subprocess.Popen([*QUERY, "-l", "1"], stdout=subprocess.PIPE, text=True)
+            codes = [worker.wait() for worker in workers]
+            watch.terminate()
+            lines = watch.communicate()[0].splitlines()[:-1]  # the last may be cut
+    finally:
+        for worker in workers:
+            worker.kill()
+        if arguments.mps:
+            subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=False)
+    if busy := [
+        float(line.split(",")[0]) for line in lines[len(lines) // 3 :]
+    ]:  # the first third is the start
+        print(f"device busy {sum(busy) / len(busy):.0f} % of the time, by nvidia-smi")
     sys.exit(max(map(abs, codes)))
 
 
@@ -287,7 +298,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument(
-        "--only", type=lambda text: [int(q) for q in text.split(",")], default=list(TRAININGS)
+        "--only", type=lambda text: [int(q) for q in text.split(",")], default=list(shipped.SHIPPED)
     )
     parser.add_argument("--mps", action="store_true")
     parser.add_argument("--compiled", action="store_true")

@@ -32,6 +32,7 @@ class Training(Protocol):
 
     step: int
     group: Group
+    remarks: list[str]
 
     def advance(self) -> dict[str, float]: ...
     def to_bytes(self) -> bytes: ...
@@ -107,6 +108,8 @@ def run_loop(
     while training.step < schedule.steps:
         for name, value in training.advance().items():
             sums[name] = sums.get(name, 0.0) + value
+        while training.remarks:
+            yield {"say": training.remarks.pop(0)}
         last = training.step == schedule.steps
         if training.step % schedule.log_every == 0 or last:
             count, seconds = training.step - since, time.monotonic() - clock

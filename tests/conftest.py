@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from s3_server import S3Server
 
 pytest_plugins = ["latent_sets"]
+os.environ.setdefault(
+    "CUDA_VISIBLE_DEVICES", ""
+)  # trainings are compared to the bit, which they are on a CPU alone
 
 
 @pytest.fixture(scope="session")

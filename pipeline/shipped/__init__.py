@@ -1,7 +1,7 @@
 """The codecs that come with the project: five rates of the mean-scale hyperprior, N = 64.
 
-Each is a codec file, codec and tuned VVC-8 tables, slimmed and packed by xz. experiments/codecs.yaml trains them, and
-experiments/ship_codecs.py puts them here.
+Each is a codec file, codec and tuned VVC-8 tables, slimmed and packed by xz. docs/codecs.md says how they were trained,
+and experiments/ship_codecs.py puts them here.
 """
 
 from __future__ import annotations

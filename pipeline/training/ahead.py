@@ -10,19 +10,18 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """Calls `make(step)` in a thread, always for one step more than was asked for.
+    """Makes batches in a thread, always one more than was asked for: the last of a training is taken by nobody.
 
     Worth it where another device computes: on the processor the two would share its cores.
     """
 
-    def __init__(self, make: Callable[[int], T]) -> None:
-        self._make = make
+    def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
         self._waiting: tuple[int, Future[T]] | None = None
 
-    def __call__(self, step: int) -> T:
+    def __call__(self, make: Callable[[int], T], step: int) -> T:
         """What `make(step)` gives, or raises."""
-        expected, made = self._waiting or (None, None)
-        value = made.result() if made and expected == step else self._make(step)
-        self._waiting = step + 1, self._thread.submit(self._make, step + 1)
+        (expected, made), self._waiting = self._waiting or (None, None), None
+        value = made.result() if made and expected == step else make(step)
+        self._waiting = step + 1, self._thread.submit(make, step + 1)
         return value

@@ -7,7 +7,6 @@ exactly as one that was never stopped: to the bit on a CPU, up to the order in w
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +61,11 @@ class BaseSettings:
 
 
 class BaseTraining:
-    """The state of one training; `advance` does a step."""
+    """The state of one training; `advance` does a step.
+
+    Attributes:
+        remarks: what a person should hear of it.
+    """
 
     def __init__(
         self,
@@ -105,8 +108,9 @@ class BaseTraining:
         self.trained = [p for p in network.parameters() if p is not quantiles]
         self.main = self._make_optimizers()
         self.auxiliary = make_adam([quantiles], AUXILIARY_LEARNING_RATE)
-        self.crops = self._crops if self.device.type == "cpu" else Ahead(self._crops)
+        self.ahead = None if self.device.type == "cpu" else Ahead[Pixels]()
         self.step = 0
+        self.remarks: list[str] = []
 
     def advance(self) -> dict[str, float]:
         """One step; its metrics: loss, bpp, psnr_db (of the unclipped batch), grad_norm.
@@ -120,16 +124,15 @@ class BaseTraining:
             if self.forward is self.network:
                 raise
             reason = " ".join(str(error).split())[:300]
-            warnings.warn(
-                f"torch cannot compile this training, which goes on without: {reason}", stacklevel=2
-            )
-            self.forward = self.network
-            return self._advance()
+        self.forward = self.network
+        self.remarks.append(f"torch cannot compile this training, which goes on without: {reason}")
+        return self._advance()
 
     def _advance(self) -> dict[str, float]:
         s = self.settings
         set_learning_rate(self.main, s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup))
-        image_BCHW = image_batch(self.crops(self.step), self.device)
+        crops = self.ahead(self._crops, self.step) if self.ahead else self._crops(self.step)
+        image_BCHW = image_batch(crops, self.device)
         noise = torch.Generator(self.device).manual_seed(_seed(s.seed, self.step))
         with autocast(self.precision, self.device):
             out = self.forward(image_BCHW, noise, s.batch, self.rows.start)

@@ -124,6 +124,7 @@ class FinetuneTraining:
         self.trained = trained
         self.optimizers = make_optimizers(trained, settings.learning_rate, settings.optimizer)
         self.step = 0
+        self.remarks: list[str] = []
 
     @property
     def trains_scale(self) -> bool:

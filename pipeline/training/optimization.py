@@ -33,10 +33,8 @@ def step_metrics(step: int, lower: str, **values: Tensor) -> dict[str, float]:
     Raises:
         DivergedError: one is not finite; says at which step, and to lower the setting named `lower`.
     """
-    found = torch.stack(
-        [value.detach().float() for value in values.values()]
-    ).tolist()  # waits for a device once
-    numbers = dict(zip(values, found, strict=True))
+    found = torch.stack([value.detach().float() for value in values.values()])
+    numbers = dict(zip(values, found.tolist(), strict=True))  # waits for the device once
     if not all(math.isfinite(number) for number in numbers.values()):
         raise DivergedError(f"training diverged at step {step} ({numbers}): lower {lower} and run again")
     return numbers | {"psnr_db": unit_psnr_db(numbers.pop("mse"))}
