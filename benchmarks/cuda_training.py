@@ -29,11 +29,10 @@ import safetensors.torch
 import torch
 
 from pipeline import shipped
-from pipeline.bitstream import codec_file
-from pipeline.codec.entropy_models import TAIL_MASS
+from pipeline.bitstream import ImageCoder
 from pipeline.pixels import canonical_pixels
 from pipeline.training.base import BaseSettings, BaseTraining
-from pipeline.training.optimization import autocast, learning_rate_factor, set_learning_rate, unit_psnr_db
+from pipeline.training.optimization import image_batch, unit_psnr_db
 
 CROP, WARMUP, RATE = 256, 300, 1e-3
 EAGER_STEPS, MEASURE_S, LOG_EVERY, SAVES, MEETING_S = 40, 8.0, 500, 8, 100
@@ -54,18 +53,16 @@ class Graphed(BaseTraining):
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
                 group["capturable"] = True
-        s, tail = self.settings, math.log(2 / TAIL_MASS - 1)
+        s = self.settings
         self.pixels = torch.zeros(s.batch, s.crop, s.crop, 3, dtype=torch.uint8, device=self.device)
         self.noise = torch.Generator(self.device).manual_seed(s.seed)
-        self.tails = torch.tensor([-tail, 0.0, tail], device=self.device)
         self.sums = torch.zeros(4, device=self.device)
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def advance_graphed(self) -> None:
-        crops = self.ahead(self._crops, self.step) if self.ahead else self._crops(self.step)
-        self.pixels.copy_(torch.from_numpy(crops))
+        self.pixels.copy_(torch.from_numpy(self._batch()))
         if self.device.type == "cpu":
-            self._set_rate()
+            self._set_learning_rate()
             self._whole_step()
         else:
             if self.graph is None or self.step % self.EVERY == 0:
@@ -81,12 +78,8 @@ class Graphed(BaseTraining):
             raise SystemExit(f"diverged before step {self.step}")
         return loss, bpp, mse
 
-    def _set_rate(self) -> None:
-        s = self.settings
-        set_learning_rate(self.main, s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup))
-
     def _captured(self) -> torch.cuda.CUDAGraph:
-        self._set_rate()
+        self._set_learning_rate()
         self.graph = None
         self.network.zero_grad()
         torch.cuda.synchronize()
@@ -97,26 +90,9 @@ class Graphed(BaseTraining):
         return graph
 
     def _whole_step(self) -> None:
-        s = self.settings
-        self.network.zero_grad()
-        image_BCHW = self.pixels.permute(0, 3, 1, 2).float().div_(255)
-        with autocast(self.precision, self.device):
-            out = self.network(image_BCHW, self.noise)
-        mse = torch.mean(torch.square(out.x_hat.float() - image_BCHW))
-        bpp = (out.bits_y + out.bits_z) / (s.batch * s.crop * s.crop)
-        loss = bpp + s.lmbda * 255**2 * mse
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, s.clip, foreach=True)
-        self.sums += torch.stack([loss.detach(), bpp.detach(), mse.detach(), norm.detach()])
-        for optimizer in self.main.values():
-            optimizer.step()
-        prior = (
-            self.network.entropy_bottleneck
-        )  # its auxiliary loss, whose constants lie on the device already
-        prior.quantiles.grad = None
-        frozen = [[p.detach() for p in group] for group in (prior.matrices, prior.biases, prior.factors)]
-        torch.abs(prior._logits(prior.quantiles, *frozen) - self.tails).sum().backward()
-        self.auxiliary.step()
+        found = self._backward(image_batch(self.pixels, self.device), self.noise)
+        self.sums += torch.stack([value.detach() for value in found.values()])
+        self._take_step()
 
 
 def pictures(folder: str) -> list[np.ndarray]:
@@ -125,7 +101,7 @@ def pictures(folder: str) -> list[np.ndarray]:
 
 def started(quality: int, images: list[np.ndarray], batch: int) -> Graphed:
     """One that has taken some steps, which also choose the convolutions' algorithms."""
-    codec, _ = codec_file.split(codec_file.whole(shipped.codec_file(quality)))
+    codec = ImageCoder.from_bytes(shipped.codec_file(quality)).codec
     settings = BaseSettings(
         N=codec.network.N,
         M=codec.network.M,
@@ -232,13 +208,8 @@ def run(training: Graphed, quality: int, held_out: list[np.ndarray], out: Path, 
 
 def measured(training: Graphed, held_out: list[np.ndarray]) -> str:
     """On held-out images, whose batches have other shapes than what has been compiled."""
-    transforms = training.network.g_a, training.network.g_s
-    kept = [module._compiled_call_impl for module in transforms]
-    for module in transforms:
-        module._compiled_call_impl = None
-    found = training.held_out(held_out)
-    for module, call in zip(transforms, kept, strict=True):
-        module._compiled_call_impl = call
+    with torch.compiler.set_stance("force_eager"):
+        found = training.held_out(held_out)
     return "".join(f", {name} {value:.4f}" for name, value in found.items())
 
 
@@ -262,15 +233,10 @@ def main(arguments: argparse.Namespace) -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, __file__, arguments.images, arguments.held_out, arguments.out]
-            command += [
-                "--meet",
-                folder,
-                "--seconds",
-                str(arguments.seconds),
-                "--batch",
-                str(arguments.batch),
-            ]
-            command += ["--only", ",".join(map(str, arguments.only))] + ["--compiled"] * arguments.compiled
+            options = {"--meet": folder, "--seconds": arguments.seconds, "--batch": arguments.batch}
+            options |= {"--only": ",".join(map(str, arguments.only))}
+            command += [str(word) for option in options.items() for word in option]
+            command += ["--compiled"] * arguments.compiled
             for quality in arguments.only:
                 workers.append(subprocess.Popen([*command, "--work", str(quality)], text=True))
             watch = subprocess.Popen([*QUERY, "-l", "1"], stdout=subprocess.PIPE, text=True)
@@ -282,9 +248,8 @@ def main(arguments: argparse.Namespace) -> None:
             worker.kill()
         if arguments.mps:
             subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=False)
-    if busy := [
-        float(line.split(",")[0]) for line in lines[len(lines) // 3 :]
-    ]:  # the first third is the start
+    busy = [float(line) for line in lines[len(lines) // 3 :]]  # the first third is the start
+    if busy:
         print(f"device busy {sum(busy) / len(busy):.0f} % of the time, by nvidia-smi")
     sys.exit(max(map(abs, codes)))
 

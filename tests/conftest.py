@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from s3_server import S3Server
 
 pytest_plugins = ["latent_sets"]
-os.environ.setdefault(
-    "CUDA_VISIBLE_DEVICES", ""
-)  # trainings are compared to the bit, which they are on a CPU alone
+# Trainings are compared to the bit, which they are on a CPU alone.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture(scope="session")

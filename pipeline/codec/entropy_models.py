@@ -108,7 +108,7 @@ class FactorizedPrior(nn.Module):
             ]
             logits = self._logits(self.quantiles, *frozen)
             tail = math.log(2 / TAIL_MASS - 1)
-            return torch.abs(logits - logits.new_tensor([-tail, 0.0, tail])).sum()
+            return torch.abs(logits - torch.linspace(-tail, tail, 3, device=logits.device)).sum()
 
     @staticmethod
     def _logits(x: Tensor, matrices: list[Tensor], biases: list[Tensor], factors: list[Tensor]) -> Tensor:

@@ -129,11 +129,21 @@ class BaseTraining:
         return self._advance()
 
     def _advance(self) -> dict[str, float]:
+        self._set_learning_rate()
+        noise = torch.Generator(self.device).manual_seed(_seed(self.settings.seed, self.step))
+        found = self._backward(image_batch(self._batch(), self.device), noise)
+        metrics = step_metrics(self.step, "train.learning_rate", **found)
+        self._take_step()
+        self.step += 1
+        return metrics
+
+    def _set_learning_rate(self) -> None:
         s = self.settings
         set_learning_rate(self.main, s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup))
-        crops = self.ahead(self._crops, self.step) if self.ahead else self._crops(self.step)
-        image_BCHW = image_batch(crops, self.device)
-        noise = torch.Generator(self.device).manual_seed(_seed(s.seed, self.step))
+
+    def _backward(self, image_BCHW: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        """The gradients of a batch, averaged over the group and clipped; scalars loss, bpp, mse, grad_norm."""
+        s = self.settings
         with autocast(self.precision, self.device):
             out = self.forward(image_BCHW, noise, s.batch, self.rows.start)
         mse = torch.mean(torch.square(out.x_hat.float() - image_BCHW))
@@ -143,12 +153,15 @@ class BaseTraining:
         loss.backward()
         self.group.average([*gradients(self.trained), *(value.detach() for value in (loss, bpp, mse))])
         norm = torch.nn.utils.clip_grad_norm_(self.trained, s.clip, foreach=True)
-        metrics = step_metrics(self.step, "train.learning_rate", loss=loss, bpp=bpp, mse=mse, grad_norm=norm)
+        return {"loss": loss, "bpp": bpp, "mse": mse, "grad_norm": norm}
+
+    def _take_step(self) -> None:
+        """With the gradients found; the auxiliary loss is of the weights alone, and so the same on all workers."""
         for optimizer in self.main.values():
             optimizer.step()
-        self._auxiliary_step()
-        self.step += 1
-        return metrics
+        self.auxiliary.zero_grad()
+        self.network.auxiliary_loss().backward()
+        self.auxiliary.step()
 
     @torch.no_grad()
     def held_out(self, images: Arrays) -> dict[str, float]:
@@ -196,18 +209,15 @@ class BaseTraining:
             f"transform_{name}": optimizer for name, optimizer in theirs.items()
         }
 
-    def _auxiliary_step(self) -> None:
-        """Its loss is of the weights alone, and so the same on all workers of a group."""
-        self.auxiliary.zero_grad()
-        self.network.auxiliary_loss().backward()
-        self.auxiliary.step()
-
     def _some_crops(self) -> Tensor:
         """Of images drawn by the seed, on the CPU."""
         generator = np.random.default_rng([self.settings.seed, 2])
         chosen = generator.integers(len(self.images), size=initialisation.CROPS)
         crops = np.stack([random_crop(self.images[int(i)], initialisation.CROP, generator) for i in chosen])
         return image_batch(crops, torch.device("cpu"))
+
+    def _batch(self) -> Pixels:
+        return self.ahead(self._crops, self.step) if self.ahead else self._crops(self.step)
 
     def _crops(self, step: int) -> Pixels:
         """This worker's rows of a step's batch: uint8 (B, H, W, 3)."""

@@ -45,9 +45,9 @@ def unit_psnr_db(mse: float) -> float:
     return -10 * math.log10(max(mse, 1e-12))
 
 
-def image_batch(pixels_BHWC: Pixels, device: torch.device) -> Tensor:
+def image_batch(pixels_BHWC: Pixels | Tensor, device: torch.device) -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [0, 1]; channels last, as the bytes are."""
-    return torch.from_numpy(pixels_BHWC).to(device).permute(0, 3, 1, 2).float().div_(255)
+    return torch.as_tensor(pixels_BHWC).to(device).permute(0, 3, 1, 2).float().div_(255)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
