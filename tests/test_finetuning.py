@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from trainings import pictures
+from trainings import pictures, uncompilable
 
 from jobs.evaluate import check_decoded, score
 from pipeline.bitstream import ImageCoder
@@ -159,6 +159,17 @@ def test_decoder_arms_change_the_decoder_alone_and_resume(
     assert (result.digests().grid, result.digests().rate) == (codec.digests().grid, codec.digests().rate)
     coded = code(codec, tables, images[0])
     assert np.array_equal(code(result, tables, images[0]).indices, coded.indices)
+
+
+def test_a_finetuning_that_torch_cannot_compile_goes_on_without(
+    codec: Codec, tables: Tables, images: list[np.ndarray], fields: dict[str, list[np.ndarray]]
+) -> None:
+    crops = LatentCrops(fields, images, ARM.crop, ARM.seed)
+    plain, failing = (FinetuneTraining(ARM, codec, tables, crops, Control()) for _ in range(2))
+    failing.synthesise.function = uncompilable(failing.side.synthesise)
+    assert [failing.advance() for _ in range(2)] == [plain.advance() for _ in range(2)]
+    (remark,) = failing.remarks
+    assert "no such operation here" in remark
 
 
 HALVES = (slice(0, 2), slice(2, 4))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from trainings import BASE, pictures
+from trainings import BASE, pictures, uncompilable
 
 from pipeline.codec.artifact import Codec
 from pipeline.training.ahead import Ahead
@@ -39,11 +38,8 @@ def test_schedule_rises_and_falls() -> None:
 
 
 def test_a_training_that_torch_cannot_compile_goes_on_without(images: list[np.ndarray]) -> None:
-    def refuse(*_: object) -> Callable[..., object]:
-        raise NotImplementedError("no such operation here")
-
     plain, failing = BaseTraining(BASE, images), BaseTraining(BASE, images)
-    failing.forward = torch.compile(failing.network, backend=refuse)
+    failing.forward.function = uncompilable(failing.network)
     assert [failing.advance() for _ in range(2)] == [plain.advance() for _ in range(2)]
     (remark,) = failing.remarks
     assert remark.startswith("torch cannot compile this training, which goes on without: ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -33,3 +35,12 @@ def pictures() -> list[np.ndarray]:
         return (fine[0].permute(1, 2, 0) * 255).byte().numpy()
 
     return [picture(150, 200), picture(200, 150), picture(40, 50)]
+
+
+def uncompilable(function: Callable[..., object]) -> Callable[..., object]:
+    """What torch.compile gives where a part of it is missing: it fails when it is first called."""
+
+    def refuse(*_: object) -> Callable[..., object]:
+        raise NotImplementedError("no such operation here")
+
+    return torch.compile(function, backend=refuse)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 
 from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 from pipeline.pixels import Pixels, centre_crop
 from pipeline.training import initialisation
 from pipeline.training.ahead import Ahead
+from pipeline.training.fused import Fused
 from pipeline.training.group import ALONE, Group
 from pipeline.training.latent_crops import Arrays
 from pipeline.training.optimization import (
@@ -103,7 +103,7 @@ class BaseTraining:
         elif settings.initialise == "transform":
             initialisation.start_as_transform(network, self._some_crops(), settings.lmbda)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.forward = torch.compile(self.network, dynamic=False) if compiled else self.network
+        self.forward = Fused(self.network, compiled)
         quantiles = network.entropy_bottleneck.quantiles
         self.trained = [p for p in network.parameters() if p is not quantiles]
         self.main = self._make_optimizers()
@@ -118,15 +118,7 @@ class BaseTraining:
         Raises:
             DivergedError: the loss is not finite; says at which step.
         """
-        try:
-            return self._advance()
-        except TorchDynamoException as error:  # before any weight has changed
-            if self.forward is self.network:
-                raise
-            reason = " ".join(str(error).split())[:300]
-        self.forward = self.network
-        self.remarks.append(f"torch cannot compile this training, which goes on without: {reason}")
-        return self._advance()
+        return self.forward.attempt(self._advance, self.remarks)
 
     def _advance(self) -> dict[str, float]:
         self._set_learning_rate()

@@ -24,6 +24,7 @@ from pipeline.codec.artifact import Codec
 from pipeline.quantizers.lookup import code_bits
 from pipeline.quantizers.tables import Tables
 from pipeline.sigma import SIGMA_LEVELS, SIGMA_MAX, SIGMA_MIN
+from pipeline.training.fused import Fused
 from pipeline.training.group import ALONE, Group
 from pipeline.training.latent_crops import Batches, LatentBatch
 from pipeline.training.optimization import (
@@ -87,7 +88,11 @@ class Control:
 
 
 class FinetuneTraining:
-    """The state of one finetuning; `advance` does a step."""
+    """The state of one finetuning; `advance` does a step.
+
+    Attributes:
+        remarks: what a person should hear of it.
+    """
 
     def __init__(
         self,
@@ -115,9 +120,7 @@ class FinetuneTraining:
         self.precision = resolve_precision(settings.precision, self.device)
         side = codec.decoder_side().to(self.device)
         self.side = side.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.synthesise = (
-            torch.compile(self.side.synthesise, dynamic=False) if compiled else self.side.synthesise
-        )
+        self.synthesise = Fused(self.side.synthesise, compiled)
         trained = list(side.decoder_parameters())
         if self.trains_scale:
             trained += list(side.scale_parameters())
@@ -137,6 +140,9 @@ class FinetuneTraining:
         Raises:
             DivergedError: the loss is not finite; says at which step.
         """
+        return self.synthesise.attempt(self._advance, self.remarks)
+
+    def _advance(self) -> dict[str, float]:
         s = self.settings
         set_learning_rate(
             self.optimizers, s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup)
