@@ -39,7 +39,7 @@ IMAGES_PER_BUCKET = 32  # at most, on average
 MOST_BITS = 18  # of a bucket: of more than 8 million images parts grow larger, not more
 SET_VERSION = 3  # bumped when the same ingredients give other indices, or parts have another layout
 POLL_S = 2.0  # while another run is at work
-EFFORT_VERSION = 2  # the same of those that effort gives
+EFFORT_VERSION = 3  # the same of those that effort gives
 
 
 def set_key(inputs: Mapping[str, Output], settings: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ class QuantizerSection(Section):
     lmbda_q: Annotated[float, Field(ge=0, le=LMBDA_Q_MAX)] | None = None  # λ_q/Δ²: weight of a bit
     offset: Offset | list[Offset] | None = None  # of a deadzone: one number, or one a σ level
     centroids: bool = False  # decode to the centroids of the design instead of plain levels
-    effort: Effort = 0  # steps by which the encoder moves latents to a lower J first
+    effort: Effort = 0  # steps in which the encoder searches for indices of a lower J
     tune: bool | Literal["step"] = (
         False  # for each codec, search all of these, or Δ alone, and refine the tables
     )

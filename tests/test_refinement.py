@@ -12,10 +12,11 @@ from pipeline import shipped
 from pipeline.bitstream import ImageCoder
 from pipeline.codec.artifact import Codec
 from pipeline.coding import CodedImage, analyse, code, decode_latent, synthesise
-from pipeline.quantizers import quantize
+from pipeline.quantizers import dequantize, quantize, settings
+from pipeline.quantizers.lloyd import midpoint_tables
 from pipeline.refinement import Refinement
 
-GOLDEN_COST = 183383.8
+GOLDEN_COST = 182975.2
 
 
 def cost(codec: Codec, coded: CodedImage, pixels: np.ndarray, lmbda: float) -> float:
@@ -71,3 +72,31 @@ def test_golden_effort() -> None:
     pixels = photograph(70, 40)
     refined = code(codec, tables, pixels, Refinement(3, 0.01))
     assert cost(codec, refined, pixels, 0.01) == pytest.approx(GOLDEN_COST, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["urq", "tcq"])
+def test_another_weight_of_rate_changes_what_is_found_and_not_what_it_means(kind: str) -> None:
+    tables = small_coder(kind).tables
+    generator = np.random.default_rng(5)
+    sigma_index = np.full((4, 200), 30, np.uint8)
+    residual = generator.normal(0, 2, sigma_index.shape).astype(np.float32)
+    free, dear = (tables.weighing(weight) for weight in (0.0, 0.5))
+    costs = {}
+    for name, searched in {"free": free, "dear": dear}.items():
+        found = quantize(residual, sigma_index, searched)
+        assert np.array_equal(dequantize(found.indices, sigma_index, tables), found.reconstruction)
+        error = float(np.square(found.reconstruction - residual, dtype=np.float64).sum())
+        costs[name] = error, error / tables.settings.step**2 + 0.5 * float(found.bits.sum())
+    assert costs["free"][0] < costs["dear"][0]
+    assert costs["dear"][1] < costs["free"][1]
+
+
+def test_a_rounding_quantizer_is_refined_with_the_rate_in_view() -> None:
+    """Its own search never leaves the nearest level; effort at once finds indices of fewer bits."""
+    coder = ImageCoder.from_bytes(shipped.codec_file(1))
+    pixels = photograph(128, 128)
+    lmbda = shipped.SHIPPED[1].lmbda
+    tables = midpoint_tables(settings("urq", step=1.0))
+    plain = code(coder.codec, tables, pixels)
+    refined = code(coder.codec, tables, pixels, Refinement(6, lmbda))
+    assert cost(coder.codec, refined, pixels, lmbda) < 0.99 * cost(coder.codec, plain, pixels, lmbda)

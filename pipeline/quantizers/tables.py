@@ -11,7 +11,7 @@ import hashlib
 import json
 import reprlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -214,6 +214,14 @@ class Tables:
         return cls(
             settings, alphabet, frequencies, np.concatenate([rows.ravel() for rows in reconstruction_rows])
         )
+
+    def weighing(self, lmbda_q: float) -> Tables:
+        """The same tables under a search with this weight of rate, λ_q/Δ²: decoders cannot tell, their digest can.
+
+        A scalar quantizer of any kind is then searched as `rdoq`.
+        """
+        kind = "rdoq" if self.settings.trellis is None else self.settings.kind
+        return replace(self, settings=replace(self.settings, kind=kind, lmbda_q=lmbda_q, offset=(0.5,)))
 
     def to_bytes(self) -> bytes:
         """As safetensors; equal tables give equal bytes."""
