@@ -16,6 +16,7 @@ from pipeline.quantizers import settings
 from pipeline.quantizers.trellis import TRELLISES
 from pipeline.sigma import SIGMA_LEVELS
 
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 FILE = """
 name: small
 train: {images: photos, lmbda: [0.0067, 0.013], steps: 1_000, learning_rate: 1e-4}
@@ -294,5 +295,6 @@ def test_curves_from_elsewhere_are_points_of_rate_and_quality(file: str) -> None
         load(file, ["report.references={published: [[0, 28]]}"])
 
 
-def test_the_whole_experiment_can_be_read() -> None:
-    load(str(Path(__file__).parents[1] / "experiments/results.yaml"))
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_that_comes_along_can_be_read(path: Path) -> None:
+    assert load(str(path)).arms
