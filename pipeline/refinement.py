@@ -1,22 +1,26 @@
 """Effort in the encoder: indices chosen by what the decoder makes of them, not by how near they lie to y.
 
-What g_a gives is a guess for each image. From its indices on, each step lowers
+What g_a gives is a guess for each image. From its indices on, steps look for a lower
 
     J = bits + λ · 255² / 3 · ‖x̂ − x‖²        (x and the clipped x̂ in [0, 1], the sum over pixels and channels)
 
-by majorization: around the ŷ at hand, with g the gradient of the distortion there and L a curvature,
+Around the ŷ at hand, with g the gradient of the distortion there and L a curvature, J is approximately
 
-    J(ŷ') ≈ bits(ŷ') + g · (ŷ' − ŷ) + L/2 · ‖ŷ' − ŷ‖² + const = bits(ŷ') + L/2 · ‖ŷ' − (ŷ − g/L)‖² + const
+    bits(ŷ') + g · (ŷ' − ŷ) + L/2 · ‖ŷ' − ŷ‖² + const = bits(ŷ') + L/2 · ‖ŷ' − t‖² + other const,    t = ŷ − g/L
 
-is what every search minimizes exactly, for the target ŷ − g/L and the weight of rate λ_q = 2/L. Single gradients are
-noisy, since a trellis that moves one index moves others: so a target keeps most of the way by which the one before it
-lay beyond its ŷ, as heavy balls do. A step that raises J is taken back, and the next one takes a larger L. The indices
-of the lowest J, at worst those of y itself, are where it ends. Hyper latents stay as they are, and decoders notice
-nothing.
+whose exact minimum a search finds, for the target t and the weight of rate λ_q = 2/L. Gradients of single steps are
+noisy, since a trellis that moves one index moves others along its path. So what a target t leaves unquantized is kept
+for the next one:
+
+    t ← ŷ + MEMORY · (t − ŷ) − PULL · g/L,    at first t = y
+
+which, while ŷ and g stay, tends to ŷ − 1.5 · g/L. A step that does not lower J is taken back, and the next one takes a
+larger L; after one that does it takes a smaller one. The indices of the lowest J, at worst those of y itself, are where
+it ends. Hyper latents stay as they are, and decoders notice nothing.
 
 Source: Campos et al., "Content adaptive optimization for neural image compression" (CVPR Workshops 2019), with the
-real quantizer in place of noise; majorization after Hunter & Lange, "A tutorial on MM algorithms" (2004), its use with
-a trellis is ours.
+real quantizer in place of noise. The parabola is as in Hunter & Lange, "A tutorial on MM algorithms" (2004), but L is
+tried, no bound; its use with a trellis, and the memory, are ours.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ Floats = npt.NDArray[np.float32]
 # Found on four crops of held-out images at three λ, for rounding and for the trellis of VVC.
 RATE_WEIGHT = 0.16  # λ_q/Δ² of the first step, which is 2/L in units of Δ²
 MEMORY = 0.8  # of how far the last target lay from its ŷ
-PULL = 0.3  # of g/L: with that memory it adds up to 1.5 where g stays
+PULL = 0.3  # of g/L
 LOOSEN, TIGHTEN = 1 / 0.9, 1 / 1.5  # the weight of rate, after a step that lowered J and one that did not
 
 
@@ -81,11 +85,12 @@ def refine(
         search = _Search(codec, image_BCHW.clone(), means_MHW, sigma_index_MHW, weight)
         best, rate_weight = search.at(latent_MHW, tables), RATE_WEIGHT
         for _ in range(refinement.steps):
-            new = search.beyond(best, tables, rate_weight)
+            new = search.follow(best, tables, rate_weight)
             if new is not None and new.cost < best.cost:
                 best, rate_weight = new, min(rate_weight * LOOSEN, LMBDA_Q_MAX)
             else:
                 rate_weight *= TIGHTEN
+            del new  # with its graph, before the next one is built
     return best.found
 
 
@@ -115,14 +120,14 @@ class _Search:
             x_hat = self.side.synthesise(latent)[..., :height, :width].clamp(0, 1)
             error = self.weight * torch.square(x_hat - self.image).sum()
         cost = float(found.bits.sum()) + float(error.detach())
-        beyond = target_MHW - latent.detach()[0].numpy()
-        return _Tried(found, cost, error, latent, beyond)
+        left = target_MHW - latent.detach()[0].numpy()
+        return _Tried(found, cost, error, latent, left)
 
-    def beyond(self, tried: _Tried, tables: Tables, rate_weight: float) -> _Tried | None:
-        """The target that follows from one tried, under a weight of rate; None where it is beyond all numbers."""
+    def follow(self, tried: _Tried, tables: Tables, rate_weight: float) -> _Tried | None:
+        """The target after one tried, under a weight of rate; None where it is not finite."""
         inverse_curvature = rate_weight * tables.settings.step**2 / 2
-        away = MEMORY * tried.beyond - PULL * inverse_curvature * tried.gradient
-        target = (tried.latent.detach()[0].numpy() + away).astype(np.float32)
+        away = MEMORY * tried.left - PULL * inverse_curvature * tried.gradient
+        target = tried.latent.detach()[0].numpy() + away
         return self.at(target, tables.weighing(rate_weight)) if np.isfinite(target).all() else None
 
 
@@ -134,14 +139,14 @@ class _Tried:
         cost: J in bits.
         error: what of J is distortion, with its graph back to ŷ until the gradient has been asked for.
         latent: ŷ, float32 (1, M, h, w).
-        beyond: target less ŷ, float32 (M, h, w).
+        left: t − ŷ, float32 (M, h, w).
     """
 
     found: Quantized
     cost: float
     error: Tensor
     latent: Tensor
-    beyond: Floats
+    left: Floats
 
     @cached_property
     def gradient(self) -> Floats:

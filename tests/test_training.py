@@ -37,9 +37,12 @@ def test_schedule_rises_and_falls() -> None:
     assert factors[-1] < 0.02
 
 
-def test_a_training_that_torch_cannot_compile_goes_on_without(images: list[np.ndarray]) -> None:
+@pytest.mark.parametrize("failing_pass", ["forward", "backward"])
+def test_a_training_that_torch_cannot_compile_goes_on_without(
+    failing_pass: str, images: list[np.ndarray]
+) -> None:
     plain, failing = BaseTraining(BASE, images), BaseTraining(BASE, images)
-    failing.forward.function = uncompilable(failing.network)
+    failing.forward.function = uncompilable(failing.network, failing_pass)
     assert [failing.advance() for _ in range(2)] == [plain.advance() for _ in range(2)]
     (remark,) = failing.remarks
     assert remark.startswith("torch cannot compile this training, which goes on without: ")

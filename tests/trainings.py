@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.exc import InductorError
 
 from pipeline.training.base import BaseSettings
 
@@ -37,10 +39,12 @@ def pictures() -> list[np.ndarray]:
     return [picture(150, 200), picture(200, 150), picture(40, 50)]
 
 
-def uncompilable(function: Callable[..., object]) -> Callable[..., object]:
-    """What torch.compile gives where a part of it is missing: it fails when it is first called."""
+def uncompilable(function: Callable[..., object], failing_pass: str) -> Callable[..., object]:
+    """What torch.compile gives where something it needs is missing: its forward or its backward pass fails at first."""
 
     def refuse(*_: object) -> Callable[..., object]:
-        raise NotImplementedError("no such operation here")
+        raise InductorError(NotImplementedError("no such operation here"), None)
 
-    return torch.compile(function, backend=refuse)
+    passes = {"fw_compiler": lambda graph, _: graph, "bw_compiler": lambda graph, _: graph}
+    passes["fw_compiler" if failing_pass == "forward" else "bw_compiler"] = refuse
+    return torch.compile(function, backend=aot_autograd(**passes), dynamic=False)

@@ -216,7 +216,7 @@ class Tables:
         )
 
     def weighing(self, lmbda_q: float) -> Tables:
-        """The same tables under a search with this weight of rate, λ_q/Δ²: decoders cannot tell, their digest can.
+        """Tables that mean the same to a decoder, searched with this weight of rate, λ_q/Δ²; their digest is another.
 
         A scalar quantizer of any kind is then searched as `rdoq`.
         """

@@ -140,16 +140,17 @@ class FinetuneTraining:
         Raises:
             DivergedError: the loss is not finite; says at which step.
         """
-        return self.synthesise.attempt(self._advance, self.remarks)
+        batch = self.crops.batch(self.step, self.settings.batch, self.rows)
+        pixels, latents = (self._count(mask) for mask in (batch.loss_mask, batch.latent_mask))
+        return self.synthesise.attempt(lambda: self._advance(batch, pixels, latents), self.remarks)
 
-    def _advance(self) -> dict[str, float]:
+    def _advance(self, batch: LatentBatch, pixels: Tensor, latents: Tensor) -> dict[str, float]:
         s = self.settings
         set_learning_rate(
             self.optimizers, s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup)
         )
-        batch = self.crops.batch(self.step, s.batch, self.rows)
-        mse = self._distortion(batch)
-        bpp = self._rate(batch) if self.trains_scale else None
+        mse = self._distortion(batch, pixels)
+        bpp = self._rate(batch, latents) if self.trains_scale else None
         loss = s.lmbda * 255**2 * mse + (0 if bpp is None else bpp)
         self.side.zero_grad()
         loss.backward()
@@ -189,13 +190,17 @@ class FinetuneTraining:
         """Go on from `to_bytes`. Raises CheckpointError."""
         self.step = state_from_bytes(data, {"side": self.side}, self.optimizers)
 
-    def _distortion(self, batch: LatentBatch) -> Tensor:
-        """MSE over the pixels that carry loss."""
+    def _count(self, mask: npt.NDArray[np.bool_]) -> Tensor:
+        """How many are set, as the mean over the workers."""
+        return self.group.mean_count(torch.from_numpy(mask).to(self.device))
+
+    def _distortion(self, batch: LatentBatch, pixels: Tensor) -> Tensor:
+        """MSE over the pixels that carry loss, which are so many."""
         y_hat = self._latents(batch).contiguous(memory_format=torch.channels_last)
         x_hat = self.synthesise(y_hat, mixed=self.precision == "bfloat16")
         image_BCHW = image_batch(batch.pixels, self.device)
         mask = torch.from_numpy(batch.loss_mask).to(self.device)[:, None]
-        return (torch.square(x_hat - image_BCHW) * mask).sum() / (3 * self.group.mean_count(mask))
+        return (torch.square(x_hat - image_BCHW) * mask).sum() / (3 * pixels)
 
     def _latents(self, batch: LatentBatch) -> Tensor:
         """What the decoder gets, float32 (B, M, w, w): stored reconstructions, or a control's."""
@@ -213,8 +218,8 @@ class FinetuneTraining:
         inside = torch.from_numpy(batch.latent_mask).to(self.device)[:, None]
         return y + torch.from_numpy(noise).to(self.device) * inside
 
-    def _rate(self, batch: LatentBatch) -> Tensor:
-        """Bits of y per pixel of the crops' latents, as the scale rows would have them."""
+    def _rate(self, batch: LatentBatch, latents: Tensor) -> Tensor:
+        """Bits of y per pixel of the crops' latents, which are so many, as the scale rows would have them."""
         levels = level_places(self.side.scales(self._field(batch, "features")))
         lower = levels.detach().floor().clamp_(0, SIGMA_LEVELS - 2)
         weight = levels - lower
@@ -229,7 +234,7 @@ class FinetuneTraining:
         )
         inside = torch.from_numpy(batch.latent_mask).to(self.device)[:, None]
         bits = ((1 - weight) * below + weight * above) * inside
-        return bits.sum() / (self.group.mean_count(inside) * 256)
+        return bits.sum() / (latents * 256)
 
     def _field(self, batch: LatentBatch, name: str) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(batch.fields[name])).to(self.device)

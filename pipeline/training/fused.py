@@ -15,6 +15,7 @@ class Fused:
     """A function that `torch.compile` fuses at its first call, if that is wanted and torch can.
 
     Attributes:
+        plain: the function itself.
         function: what is called now.
     """
 
@@ -28,8 +29,10 @@ class Fused:
     def attempt(self, step: Callable[[], T], remarks: list[str]) -> T:
         """A training step that calls this function; once more without fusing where torch turns out to be unable.
 
-        A backward pass is compiled when it is first run: so a whole step is tried, which must have changed nothing
-        that a second try reads before its backward pass is over.
+        Args:
+            step: a backward pass is compiled when it is first run, so this is all of a step. Until that pass is over
+                it changes nothing that it reads, and exchanges nothing with other workers.
+            remarks: gets one that says so.
         """
         try:
             return step()
