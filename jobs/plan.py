@@ -23,6 +23,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "evaluate": 3,
     "report": 4,
 }
+MOST_TOLD = 4  # differences from the nearest record; those of a report can be hundreds
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ def explain(ingredients: Mapping[str, Any], records: Iterable[dict[str, Any]]) -
             nearest = differing
     if nearest is None:
         return "first of its stage here"
-    return "differs from the nearest record in " + ", ".join(
-        f"{name} ({_short(old)} → {_short(new)})" for name, (old, new) in nearest.items()
-    )
+    told = [f"{name} ({_short(old)} → {_short(new)})" for name, (old, new) in nearest.items()]
+    more = [f"{len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else []
+    return "differs from the nearest record in " + ", ".join(told[:MOST_TOLD] + more)
 
 
 def select(nodes: list[Node], stage: str | None = None, only: Mapping[str, str] | None = None) -> list[Node]:

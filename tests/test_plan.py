@@ -145,7 +145,7 @@ def test_effort_enters_latents_and_scores_alone(file: str) -> None:
     assert all("quantizer=tcq8" in name for name in changed)
     nodes = {node.id: node for node in expand(load(file, ["quantizers.tcq8.effort=3"]))}
     latents = nodes["quantize lmbda=0.013 quantizer=tcq8"]
-    assert latents.settings == {"effort": 3, "effort_version": 2, "lmbda": 0.013}
+    assert latents.settings == {"effort": 3, "effort_version": 3, "lmbda": 0.013}
     assert latents.inputs["codec"].keyed  # the decoder decides, too
     assert not nodes["quantize lmbda=0.013 quantizer=urq"].inputs["codec"].keyed
 
@@ -174,6 +174,9 @@ def test_the_ingredient_that_differs_is_named() -> None:
     why = explain(ingredients(80, "a" * 64), records)
     assert why == "differs from the nearest record in settings.steps (60 → 80)"
     assert "inputs.images (bbbbbbbb → cccccccc)" in explain(ingredients(70, "c" * 64), records)
+    inputs = {f"score {number}": "d" * 64 for number in range(300)}
+    many = explain({"stage": "report", "inputs": inputs}, [{"ingredients": {"stage": "report"}}])
+    assert many.endswith("inputs.score 100 (absent → dddddddd), 296 more")
 
 
 def test_select_takes_a_stage_and_what_it_reads(file: str) -> None:
@@ -342,7 +345,7 @@ def test_an_arm_with_effort_is_another_evaluation_of_the_same_codec(file: str) -
     experiment = load(file, [arms])
     nodes = {node.id: node for node in expand(experiment)}
     axes = "lmbda=0.013 quantizer=tcq8 arm="
-    effort = {"effort": 3, "effort_version": 2, "lmbda": 0.013}
+    effort = {"effort": 3, "effort_version": 3, "lmbda": 0.013}
     plain, searched = (nodes[f"evaluate {axes}{arm}"] for arm in ("base", "base+effort"))
     assert (plain.inputs, plain.settings | effort) == (searched.inputs, searched.settings)
     after, both = (nodes[f"evaluate {axes}{arm} seed=1"] for arm in ("paper+effort", "both"))
