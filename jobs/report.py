@@ -76,7 +76,7 @@ def make_report(
     title = f"{name}: {len(names)} test images"
     files = rate_distortion(scored, title, references) | bd_rate_figures(scored, tables["bd_rate"], title)
     if pair:
-        files |= channel_rates(scored[pair[0]], scored[pair[1]], title)
+        files |= channel_rates(*_first_and_last(scored), title)
         files |= crops(_crops(workspace, names, [(scored[i], blobs[i]) for i in pair]))
     detail = [{**entry, **blob} for entry, blob in zip(entries, blobs, strict=True)]
     files["report.json"] = canonical_json({"name": name, "arms": detail, "images": names, **tables})
@@ -111,6 +111,15 @@ def _before_after(scored: list[Any]) -> tuple[int, int] | None:
     same = (scored[after].lmbda, scored[after].quantizer)
     before = next((i for i, s in enumerate(scored) if s.is_base and (s.lmbda, s.quantizer) == same), None)
     return None if before is None else (before, after)
+
+
+def _first_and_last(scored: list[Any]) -> tuple[Any, Any]:
+    """Whose bits to compare: the last arm on real latents, and the base of the first quantizer at its λ.
+
+    A finetuned decoder has the bits of its own base.
+    """
+    after = [s for s in scored if not s.is_base and not s.is_control][-1]
+    return next(s for s in scored if s.is_base and s.lmbda == after.lmbda), after
 
 
 def _crops(workspace: Workspace, names: dict[str, str], pair: list[tuple[Any, Any]]) -> list[dict[str, Any]]:

@@ -100,7 +100,7 @@ def bd_rate_figures(
 
 
 def channel_rates(before: Scored, after: Scored, title: str) -> dict[str, bytes]:
-    """Bits per pixel of each latent channel of two arms, means over images, and their difference.
+    """Bits per pixel of each latent channel of two arms of one λ, means over images, and their difference.
 
     Channels stand in the order of their rate before.
 
@@ -117,7 +117,7 @@ def channel_rates(before: Scored, after: Scored, title: str) -> dict[str, bytes]
         figure = Figure(figsize=(8, 5), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.6, 1))
         for s, rate, colour, place in zip((before, after), rates, COLOURS, (-0.2, 0.2), strict=False):
-            label = f"{s.arm}: {rate.sum():.4f} bpp"
+            label = f"{s.quantizer}, {s.arm}: {rate.sum():.4f} bpp"
             above.bar(channels + place, rate[order], 0.4, color=colour, label=label)
         above.set(ylabel="bits per pixel")
         above.legend(fontsize=8)
@@ -128,7 +128,7 @@ def channel_rates(before: Scored, after: Scored, title: str) -> dict[str, bytes]
             ylabel="after − before",
             xlabel="channels of the latent, by their rate before (ideal code lengths)",
         )
-        figure.suptitle(f"{title}; λ = {before.lmbda:g}, {before.quantizer}")
+        figure.suptitle(f"{title}; λ = {before.lmbda:g}")
         return _save(figure, "channel-rates")
 
 

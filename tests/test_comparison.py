@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.report import _before_after
+from jobs.report import _before_after, _first_and_last
 from jobs.report_tables import as_csv, as_markdown
 from pipeline.comparison import Scored, gain_db, gain_percent, rows
 from pipeline.figures import busiest_window, channel_rates, crops, rate_distortion
@@ -96,6 +96,13 @@ def test_crops_show_a_finetuned_decoder_where_there_is_one() -> None:
     assert _before_after([base, paper, retuned, noise]) == (0, 1)
     assert _before_after([base, retuned, noise]) == (0, 1)
     assert _before_after([base, noise]) is None
+
+
+def test_bits_are_compared_with_those_of_the_first_quantizer() -> None:
+    rounding, trellis = (scored("base", 0.0), replace(scored("base", 0.0), quantizer="tcq8"))
+    paper = replace(scored("paper", 0.5, seed=0), quantizer="tcq8")
+    noise = replace(scored("noise", 0.1, seed=0), quantizer="tcq8")
+    assert _first_and_last([rounding, trellis, paper, noise]) == (rounding, paper)
 
 
 def test_figures_are_pictures_and_deterministic() -> None:

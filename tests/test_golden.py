@@ -31,7 +31,7 @@ VERSIONS = {
     "quantize": 3,
     "finetune": 2,
     **dict.fromkeys(("tables", "tune", "evaluate"), 3),
-    "report": 4,
+    "report": 5,
 }
 
 KEYS = {
