@@ -103,14 +103,26 @@ def show(workspace: Workspace, record: dict[str, Any], console: Console) -> None
 
 
 def _before_after(scored: list[Any]) -> tuple[int, int] | None:
-    """Which two to show: the last arm on real latents, with a finetuned decoder if any has one, and its base."""
+    """Which two to show: the last arm on real latents, with a finetuned decoder if any has one, and its base.
+
+    Of its λ the one at which it gains most in PSNR, which is where a difference can be seen.
+    """
     real = [i for i, s in enumerate(scored) if not s.is_base and not s.is_control]
     if not real:
         return None
-    after = ([i for i in real if "decoder" in scored[i].parts] or real)[-1]
-    same = (scored[after].lmbda, scored[after].quantizer)
-    before = next((i for i, s in enumerate(scored) if s.is_base and (s.lmbda, s.quantizer) == same), None)
-    return None if before is None else (before, after)
+    last = scored[([i for i in real if "decoder" in scored[i].parts] or real)[-1]]
+    shown = [i for i in real if _same_arm(scored[i], last)]
+    bases = {(s.lmbda, s.quantizer): i for i, s in enumerate(scored) if s.is_base}
+    pairs = [(bases[key], i) for i in shown if (key := (scored[i].lmbda, scored[i].quantizer)) in bases]
+    return max(pairs, key=lambda pair: _psnr_db(scored[pair[1]]) - _psnr_db(scored[pair[0]]), default=None)
+
+
+def _same_arm(one: Any, other: Any) -> bool:
+    return bool((one.quantizer, one.arm, one.seed) == (other.quantizer, other.arm, other.seed))
+
+
+def _psnr_db(scored: Any) -> float:
+    return sum(row["psnr_db"] for row in scored.images) / len(scored.images)
 
 
 def _first_and_last(scored: list[Any]) -> tuple[Any, Any]:

@@ -98,6 +98,13 @@ def test_crops_show_a_finetuned_decoder_where_there_is_one() -> None:
     assert _before_after([base, noise]) is None
 
 
+def test_crops_show_the_rate_at_which_a_decoder_gains_most() -> None:
+    arms = [scored("base", 0.0), scored("paper", 0.5, seed=0), scored("noise", 0.9, seed=0)]
+    higher = [replace(arms[0], lmbda=0.05), replace(scored("paper", 0.2, seed=0), lmbda=0.05)]
+    assert _before_after(arms + higher) == (0, 1)
+    assert _before_after(higher + arms) == (2, 3)
+
+
 def test_bits_are_compared_with_those_of_the_first_quantizer() -> None:
     rounding, trellis = (scored("base", 0.0), replace(scored("base", 0.0), quantizer="tcq8"))
     paper = replace(scored("paper", 0.5, seed=0), quantizer="tcq8")
