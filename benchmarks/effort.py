@@ -7,19 +7,18 @@ Middles of some images, 256 × 256 pixels. J in bits, as the sum over them, over
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 from machine import machine
+from some_images import some_images
 
 from pipeline import shipped
 from pipeline.bitstream import ImageCoder
 from pipeline.codec.artifact import Codec
 from pipeline.coding import code, synthesise
-from pipeline.pixels import Pixels, canonical_pixels, centre_crop
+from pipeline.pixels import Pixels, centre_crop
 from pipeline.quantizers import Tables, design, settings
 from pipeline.refinement import Refinement
 
@@ -34,16 +33,8 @@ def cost_bits(codec: Codec, tables: Tables, pixels: Pixels, steps: int, lmbda: f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("images", type=Path)
-    for name, value in {"first": 0, "stride": 10, "count": 8}.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    given = parser.parse_args()
     torch.set_num_threads(1)
-    files = sorted(given.images.iterdir())[given.first :: given.stride][: given.count]
-    crops = [centre_crop(canonical_pixels(file.read_bytes()), 256, 1) for file in files]
+    crops = [centre_crop(pixels, 256, 1) for pixels in some_images(__doc__, first=0, stride=10, count=8)]
     print(f"{machine('torch', 'numba')}; {len(crops)} crops, one thread\n")
     print("   λ     quantizer " + "".join(f"{steps:>8} steps" for steps in STEPS) + "    seconds a crop")
     for quality, known in shipped.SHIPPED.items():

@@ -8,18 +8,16 @@ latents and of those; and the PSNR of the mean squared error where the decoder g
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import torch
 from machine import machine
+from some_images import some_images
 
 from pipeline import shipped
 from pipeline.bitstream import ImageCoder
 from pipeline.codec.artifact import Codec
 from pipeline.coding import analyse, synthesise
-from pipeline.pixels import Pixels, canonical_pixels
+from pipeline.pixels import Pixels
 from pipeline.sigma import sigma_levels
 from pipeline.training.optimization import unit_psnr_db
 
@@ -41,16 +39,8 @@ def numbers(codec: Codec, pixels: Pixels) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("images", type=Path)
-    for name, value in {"first": 3, "stride": 25, "count": 4}.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    given = parser.parse_args()
     torch.set_num_threads(1)
-    files = sorted(given.images.iterdir())[given.first :: given.stride][: given.count]
-    images = [canonical_pixels(file.read_bytes()) for file in files]
+    images = some_images(__doc__, first=3, stride=25, count=4)
     print(f"{machine('torch')}; {len(images)} images\n")
     print("   λ      σ < 0.2   error/noise   of those   dB on y   on noise   on rounding   rounding loses")
     for quality, known in shipped.SHIPPED.items():

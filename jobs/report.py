@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -20,6 +20,9 @@ from jobs.report_tables import GAINS_TITLE, as_csv, as_markdown, flat
 from jobs.stage import Node, Outcome, Output, Task
 from storage.keys import canonical_json, digest
 from storage.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.comparison import Scored
 
 References = Mapping[str, list[list[float]]]  # name -> [bpp, PSNR in dB] of each point
 CROP_SIDE = 160  # pixels
@@ -102,7 +105,7 @@ def show(workspace: Workspace, record: dict[str, Any], console: Console) -> None
         console.print(f"  {workspace.path(f'reports/{name}/{file}')}", markup=False, highlight=False)
 
 
-def _before_after(scored: list[Any]) -> tuple[int, int] | None:
+def _before_after(scored: list[Scored]) -> tuple[int, int] | None:
     """Which two to show: the last arm on real latents, with a finetuned decoder if any has one, and its base.
 
     Of its λ the one at which it gains most in PSNR, which is where a difference can be seen.
@@ -114,18 +117,16 @@ def _before_after(scored: list[Any]) -> tuple[int, int] | None:
     shown = [i for i in real if _same_arm(scored[i], last)]
     bases = {(s.lmbda, s.quantizer): i for i, s in enumerate(scored) if s.is_base}
     pairs = [(bases[key], i) for i in shown if (key := (scored[i].lmbda, scored[i].quantizer)) in bases]
-    return max(pairs, key=lambda pair: _psnr_db(scored[pair[1]]) - _psnr_db(scored[pair[0]]), default=None)
+    psnr_db = [s.mean("psnr_db") or 0.0 for s in scored]
+    gains_db = {(i, j): psnr_db[j] - psnr_db[i] for i, j in pairs}
+    return max(gains_db, key=gains_db.__getitem__, default=None)
 
 
-def _same_arm(one: Any, other: Any) -> bool:
-    return bool((one.quantizer, one.arm, one.seed) == (other.quantizer, other.arm, other.seed))
+def _same_arm(one: Scored, other: Scored) -> bool:
+    return (one.quantizer, one.arm, one.seed) == (other.quantizer, other.arm, other.seed)
 
 
-def _psnr_db(scored: Any) -> float:
-    return sum(row["psnr_db"] for row in scored.images) / len(scored.images)
-
-
-def _first_and_last(scored: list[Any]) -> tuple[Any, Any]:
+def _first_and_last(scored: list[Scored]) -> tuple[Scored, Scored]:
     """Whose bits to compare: the last arm on real latents, and the base of the first quantizer at its λ.
 
     A finetuned decoder has the bits of its own base.

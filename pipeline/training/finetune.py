@@ -141,16 +141,17 @@ class FinetuneTraining:
             DivergedError: the loss is not finite; says at which step.
         """
         batch = self.crops.batch(self.step, self.settings.batch, self.rows)
-        pixels, latents = (self._count(mask) for mask in (batch.loss_mask, batch.latent_mask))
+        pixels = self._count(batch.loss_mask)
+        latents = self._count(batch.latent_mask) if self.trains_scale else None
         return self.synthesise.attempt(lambda: self._advance(batch, pixels, latents), self.remarks)
 
-    def _advance(self, batch: LatentBatch, pixels: Tensor, latents: Tensor) -> dict[str, float]:
+    def _advance(self, batch: LatentBatch, pixels: Tensor, latents: Tensor | None) -> dict[str, float]:
         s = self.settings
         set_learning_rate(
             self.optimizers, s.learning_rate * learning_rate_factor(self.step, s.steps, s.warmup)
         )
         mse = self._distortion(batch, pixels)
-        bpp = self._rate(batch, latents) if self.trains_scale else None
+        bpp = None if latents is None else self._rate(batch, latents)
         loss = s.lmbda * 255**2 * mse + (0 if bpp is None else bpp)
         self.side.zero_grad()
         loss.backward()
@@ -192,7 +193,7 @@ class FinetuneTraining:
 
     def _count(self, mask: npt.NDArray[np.bool_]) -> Tensor:
         """How many are set, as the mean over the workers."""
-        return self.group.mean_count(torch.from_numpy(mask).to(self.device))
+        return self.group.mean_count(torch.tensor(np.count_nonzero(mask), device=self.device))
 
     def _distortion(self, batch: LatentBatch, pixels: Tensor) -> Tensor:
         """MSE over the pixels that carry loss, which are so many."""

@@ -73,13 +73,12 @@ class Group:
         for tensor, mean in zip(tensors, means, strict=True):
             tensor.copy_(mean.view(tensor.shape))
 
-    def mean_count(self, mask: Tensor) -> Tensor:
-        """How many of a worker's places are set, as the mean over the workers; a scalar.
+    def mean_count(self, count: Tensor) -> Tensor:
+        """A worker's number of places that are set, a scalar, as the mean over the workers.
 
         Sums over such places, divided by it, have as their mean over the workers the sum over all the places of the
         batch divided by their number, also where the workers have different numbers of them.
         """
-        count = mask.sum()
         if self.size > 1:
             count = count.float()
             self.average([count])
