@@ -31,7 +31,7 @@ LINES = 4
 
 def main(training: str, held_out: str, steps: str = "1000") -> None:
     """A line for each quarter of each training."""
-    images, others = _read(training), _read(held_out)
+    images, others = read(training), read(held_out)
     print(machine("torch"))
     base = BaseSettings(64, 96, 0.009, int(steps), 8, 128, 1e-3, 100, 1.0, "auto", 0)
     print(
@@ -63,7 +63,8 @@ def _train(settings: BaseSettings, images: list[Pixels], others: list[Pixels]) -
         )
 
 
-def _read(folder: str) -> list[Pixels]:
+def read(folder: str) -> list[Pixels]:
+    """Every image of a folder."""
     files = sorted(file for file in Path(folder).iterdir() if file.is_file())
     return [np.ascontiguousarray(canonical_pixels(file.read_bytes())) for file in files]
 

@@ -19,7 +19,7 @@ class Arm(Section):
     latents: Literal["quantized", "noise", "uniform", "rounded"] = "quantized"
     after: Name | None = None  # an arm before it, from whose codec it goes on, with latents of its own
     retune: bool = False  # tune the quantizer to that codec first
-    effort: Effort = 0  # as a quantizer's, on test images alone
+    effort: Effort = 0  # as a quantizer's: on test images, and where it trains on its own latents too
     steps: PositiveInt = 5_000
     batch: PositiveInt = 8
     crop: Annotated[int, Field(ge=96, multiple_of=16)] = (

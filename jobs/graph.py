@@ -179,34 +179,35 @@ def _arm_nodes(
     section = experiment.quantizers[quantizer]
     common = {"lmbda": codec.axes["lmbda"], "quantizer": quantizer}
 
-    def quantized(axes: dict[str, Any], codec: Node, tables: Node) -> Node | None:
+    def quantized(axes: dict[str, Any], codec: Node, tables: Node, effort: int) -> Node | None:
         if "latents" not in sets:
             return None
-        node = _quantize_node(axes, _effort(axes, section.effort), codec, tables, sets["latents"])
+        node = _quantize_node(axes, _effort(axes, effort), codec, tables, sets["latents"])
         return add(replace(node, parameters={"in_order": experiment.resources.finetune.start_at < 1}))
 
     def tuned(axes: dict[str, Any], codec: Node) -> Node:
         return add(_tune_node(axes, experiment, section, codec, sets["tune"]))
 
     tables = tuned(common, codec) if section.tune else add(_tables_node(quantizer, section))
-    base = _Made(codec, tables, quantized(common, codec, tables))
+    base = _Made(codec, tables, quantized(common, codec, tables, section.effort))
     made: dict[tuple[str, int | None], _Made] = {}
     scores = []
     for name, arm in experiment.arms.items():
         for seed in [None] if arm.is_base else experiment.seeds:
             axes = common | {"arm": name} | ({} if seed is None else {"seed": seed})
+            effort = arm.effort or section.effort
             end = base
             if arm.after:
                 source = made[arm.after, seed]
-                tables = tuned(axes, source.codec) if arm.retune else source.tables
-                trains = arm.parts != "none"
-                end = _Made(source.codec, tables, quantized(axes, source.codec, tables) if trains else None)
-            if arm.parts != "none" and end.latents:
-                finetuned = _finetune_node(axes, arm, end.codec, end.tables, end.latents, sets["latents"])
-                end = end._replace(codec=add(finetuned))
+                end = _Made(source.codec, tuned(axes, source.codec) if arm.retune else source.tables, None)
+            if arm.parts != "none":
+                if end.latents is None or arm.effort:
+                    end = end._replace(latents=quantized(axes, end.codec, end.tables, effort))
+                if end.latents:
+                    finetuned = _finetune_node(axes, arm, end.codec, end.tables, end.latents, sets["latents"])
+                    end = end._replace(codec=add(finetuned))
             made[name, seed] = end
-            effort = _effort(axes, arm.effort or section.effort)
-            scores.append(add(_evaluate_node(axes, effort, experiment, end, sets["evaluate"])))
+            scores.append(add(_evaluate_node(axes, _effort(axes, effort), experiment, end, sets["evaluate"])))
     return scores
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jobs.graph import expand
 from jobs.ingest import EmptyFolder
 from jobs.plan import explain, resolve, select
 from jobs.quantize import set_key
-from jobs.stage import Node
+from jobs.stage import Input, Node
 
 FILE = """
 name: small
@@ -337,10 +338,11 @@ def test_an_arm_after_another_quantizes_with_its_codec(file: str) -> None:
     assert nodes[f"evaluate {axes}more seed=1"].inputs["codec"].node == f"finetune {axes}more seed=1"
 
 
-def test_an_arm_with_effort_is_another_evaluation_of_the_same_codec(file: str) -> None:
+def test_an_arm_with_effort_trains_on_what_it_is_judged_by(file: str) -> None:
     arms = (
-        "arms={base: {}, base+effort: {effort: 3}, paper: {parts: decoder}, "
-        "paper+effort: {after: paper, effort: 3}, both: {parts: decoder, effort: 3}}"
+        "arms={base: {}, base+effort: {effort: 3}, paper: {parts: decoder}, paper+effort: {after: paper, effort: 3}, "
+        "both: {parts: decoder, effort: 3}, again: {after: both, parts: decoder, effort: 3}, "
+        "less: {after: both, parts: decoder}}"
     )
     experiment = load(file, [arms])
     nodes = {node.id: node for node in expand(experiment)}
@@ -352,9 +354,17 @@ def test_an_arm_with_effort_is_another_evaluation_of_the_same_codec(file: str) -
     assert after.inputs["codec"].node == f"finetune {axes}paper seed=1"
     assert after.settings == both.settings == searched.settings
     one, other = (nodes[f"finetune {axes}{arm} seed=1"] for arm in ("paper", "both"))
-    assert (one.settings, one.inputs) == (other.settings, other.inputs)
+    assert one.settings == other.settings
+    assert f"quantize {axes}paper+effort seed=1" not in nodes  # it trains nothing
+    made = {arm: nodes[f"quantize {axes}{arm} seed=1"] for arm in ("both", "again", "less")}
+    assert other.inputs == one.inputs | {"latents": Input(made["both"].id, "latents")}
+    assert [latents.settings for latents in made.values()] == [effort, effort, {}]
+    base = nodes["quantize lmbda=0.013 quantizer=tcq8"].inputs["codec"]
+    assert made["both"].inputs["codec"] == replace(base, keyed=True)  # now the decoder decides, too
+    assert made["again"].inputs["codec"].node == other.id
     said = list(nodes.values())[-1].settings["arms"]
-    assert [arm["parts"] for arm in said.values()] == ["none", "effort", "decoder", "effort", "decoder"]
+    parts = ["none", "effort", "decoder", "effort", "decoder", "decoder", "decoder"]
+    assert [arm["parts"] for arm in said.values()] == parts
     assert said["both"]["recipe"] != said["paper"]["recipe"]
     with pytest.raises(ExperimentError, match=r"found effort 3 against 0 in the nearest, 'paper'"):
         load(
