@@ -13,6 +13,7 @@ from pipeline.bitstream import ImageCoder
 from pipeline.codec.artifact import Codec
 from pipeline.coding import CodedImage, analyse, code, decode_latent, synthesise
 from pipeline.quantizers import Settings, dequantize, quantize, sequence_bits, settings
+from pipeline.quantizers.envelope import grid
 from pipeline.quantizers.lloyd import midpoint_tables
 from pipeline.refinement import Refinement
 from pipeline.sigma import SIGMA_LEVELS
@@ -59,6 +60,14 @@ def test_the_first_target_is_what_the_encoder_gives() -> None:
     residual = (a.latent - a.means).reshape(12, -1)
     by_hand = quantize(residual, a.sigma_index.reshape(12, -1), tables).indices
     assert np.array_equal(code(codec, tables, pixels).indices.reshape(12, -1), by_hand)
+
+
+def test_a_second_image_uses_the_searches_of_the_first() -> None:
+    codec, tables = small_codec(), small_coder("tcq").tables
+    code(codec, tables, photograph(70, 40), Refinement(10, 0.01))
+    built = grid.cache_info().misses
+    code(codec, tables, photograph(70, 40), Refinement(10, 0.01))
+    assert grid.cache_info().misses == built
 
 
 def test_effort_without_steps_or_trade_is_refused() -> None:

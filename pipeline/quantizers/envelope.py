@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pipeline.frequencies import escape_bits, frequency_bits
 from pipeline.quantizers.search_kernels import CHUNK, LINE_FIELDS, UNKNOWN, hull
-from pipeline.quantizers.tables import Tables
+from pipeline.quantizers.tables import SEARCHES_KEPT, Tables
 from pipeline.sigma import SIGMA_LEVELS
 
 _BINS_PER_LINE = 2
@@ -103,7 +103,7 @@ class Grid(NamedTuple):
     indices: npt.NDArray[np.int16]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=SEARCHES_KEPT)
 def grid(tables: Tables) -> Grid:
     """The bins of a trellis quantizer's tables, as wide as the two subsets' levels lie apart."""
     envelope, settings = envelopes(tables, 2), tables.settings
@@ -153,7 +153,7 @@ def _bins(
     return found, wild
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=SEARCHES_KEPT)
 def envelopes(tables: Tables, stride: int) -> Envelopes:
     """The lower envelopes of `tables` with `stride` subsets; building takes some 20 ms."""
     settings = tables.settings

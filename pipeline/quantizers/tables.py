@@ -12,7 +12,7 @@ import json
 import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ MAX_INDEX = 32766
 """Largest |k|. Searches saturate here, so int16's minimum, the fill value of latent stores, is never an index."""
 MAX_ALPHABET = 2047
 """Bound of K: more symbols would leave too little of the 2**16 for the likely ones."""
+SEARCHES_KEPT = 24
+"""Of so many tables what a search needs is kept, some MB each: effort asks for about as many weights of rate."""
 
 METADATA_KEY = "retrellis.tables"
 FORMAT_VERSION = 2
@@ -220,8 +222,7 @@ class Tables:
 
         A scalar quantizer of any kind is then searched as `rdoq`.
         """
-        kind = "rdoq" if self.settings.trellis is None else self.settings.kind
-        return replace(self, settings=replace(self.settings, kind=kind, lmbda_q=lmbda_q, offset=(0.5,)))
+        return _weighing(self, lmbda_q)
 
     def to_bytes(self) -> bytes:
         """As safetensors; equal tables give equal bytes."""
@@ -252,6 +253,13 @@ class Tables:
     def digest(self) -> str:
         """SHA-256 of the bytes, hexadecimal."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+@lru_cache(maxsize=SEARCHES_KEPT)
+def _weighing(tables: Tables, lmbda_q: float) -> Tables:
+    """Kept, since what a search needs is kept by the tables themselves, and not by what they hold."""
+    kind = "rdoq" if tables.settings.trellis is None else tables.settings.kind
+    return replace(tables, settings=replace(tables.settings, kind=kind, lmbda_q=lmbda_q, offset=(0.5,)))
 
 
 def _check_type(name: str, found: object, kind: Any, words: str) -> None:
