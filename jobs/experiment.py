@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from jobs.arms import Arm, controlled, ordered
-from jobs.fields import Channels, Metric, Name, Section, Seed, as_list, distinct
+from jobs.fields import MANY, ONE, Channels, Metric, Name, Section, Seed, as_list, distinct
 from jobs.quantizer_section import QuantizerSection
 from jobs.resources import AllResources
 from pipeline import shipped
@@ -218,6 +218,13 @@ class Experiment(Section):
                 self.resources.finetune.require_equal_shares("finetune", f"arms.{name}", arm.batch)
         if len(set(self.lmbdas)) != len(self.lmbdas):
             raise ValueError(f"`codec` holds two codecs of one λ, found {self.lmbdas}")
+        for name, quantizer in self.quantizers.items():
+            weights = quantizer.lmbda_q
+            if isinstance(weights, dict) and (missing := set(self.lmbdas) - weights.keys()):
+                raise ValueError(
+                    f"`quantizers.{name}.lmbda_q`: expected a weight for each λ of the codecs, found none for "
+                    f"{', '.join(map(str, sorted(missing)))}"
+                )
         return self
 
     @property
@@ -294,6 +301,7 @@ def _parse(text: str, where: str) -> Any:
 def _describe(item: dict[str, Any]) -> str:
     """One pydantic error in our words: key, expectation, finding."""
     location = item["loc"][:-2] if item["loc"][-1:] == ("[key]",) else item["loc"]
+    location = tuple(part for part in location if part not in (ONE, MANY))
     key = ".".join(str(part) for part in location) or "the file"
     found = item["input"]
     if item["type"] == "extra_forbidden":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
 
 Metric = Literal["psnr", "ms_ssim"]
 Trellis = Literal[
@@ -32,6 +32,20 @@ class Section(BaseModel):
     def _nothing_is_empty(cls, value: object) -> object:
         """A key with nothing after its colon is an empty mapping to a person, and null to YAML."""
         return {} if value is None else value
+
+
+ONE, MANY = (
+    "(one)",
+    "(many)",
+)  # which branch of a `OneOrMany`; in errors' places, from which they are left out
+
+
+def _one_or_many(value: object) -> str:
+    return MANY if isinstance(value, list | dict) else ONE
+
+
+# Put it behind `Annotated[…, Tag(ONE)] | Annotated[…, Tag(MANY)]`: an error is then about the branch that was meant.
+OneOrMany = Discriminator(_one_or_many)
 
 
 def as_list(value: object) -> object:

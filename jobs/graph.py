@@ -176,8 +176,9 @@ def _arm_nodes(
     experiment: Experiment, codec: Node, quantizer: str, sets: Mapping[str, Node], add: Callable[[Node], Node]
 ) -> list[Node]:
     """The evaluations of a codec and a quantizer, of every arm and seed; what they read is added before them."""
-    section = experiment.quantizers[quantizer]
     common = {"lmbda": codec.axes["lmbda"], "quantizer": quantizer}
+    for_all = experiment.quantizers[quantizer]
+    section = for_all.at(common["lmbda"])
 
     def quantized(axes: dict[str, Any], codec: Node, tables: Node, effort: int) -> Node | None:
         if "latents" not in sets:
@@ -188,7 +189,8 @@ def _arm_nodes(
     def tuned(axes: dict[str, Any], codec: Node) -> Node:
         return add(_tune_node(axes, experiment, section, codec, sets["tune"]))
 
-    tables = tuned(common, codec) if section.tune else add(_tables_node(quantizer, section))
+    designed = {"quantizer": quantizer} if section is for_all else common  # else not shared by codecs
+    tables = tuned(common, codec) if section.tune else add(_tables_node(designed, section))
     base = _Made(codec, tables, quantized(common, codec, tables, section.effort))
     made: dict[tuple[str, int | None], _Made] = {}
     scores = []
@@ -211,8 +213,8 @@ def _arm_nodes(
     return scores
 
 
-def _tables_node(name: str, section: QuantizerSection) -> Node:
-    return Node("tables", {"quantizer": name}, _settings("tables", section, ENCODER_SETTINGS), {})
+def _tables_node(axes: dict[str, Any], section: QuantizerSection) -> Node:
+    return Node("tables", axes, _settings("tables", section, ENCODER_SETTINGS), {})
 
 
 def _tune_node(

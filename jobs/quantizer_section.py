@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, Tag, model_validator
 
-from jobs.fields import Effort, Section, Trellis
+from jobs.fields import MANY, ONE, Effort, OneOrMany, Section, Trellis
 from pipeline.quantizer_kinds import KINDS, LMBDA_Q_MAX, STATE_CONTEXTS, STEP_RANGE, check
 from pipeline.sigma import SIGMA_LEVELS
 
 Offset = Annotated[float, Field(ge=0, le=0.5)]
+Offsets = Annotated[Annotated[Offset, Tag(ONE)] | Annotated[list[Offset], Tag(MANY)], OneOrMany]
+Weight = Annotated[float, Field(ge=0, le=LMBDA_Q_MAX)]
+Weights = Annotated[Annotated[Weight, Tag(ONE)] | Annotated[dict[float, Weight], Tag(MANY)], OneOrMany]
 
 
 def _known(kind: str) -> str:
@@ -26,8 +29,8 @@ class QuantizerSection(Section):
     trellis: Trellis | None = None
     context: Literal["quantizer", "state"] = "quantizer"  # what of a trellis selects the frequency table
     step: Annotated[float, Field(ge=STEP_RANGE[0], le=STEP_RANGE[1])] | None = None  # Δ, units of the latents
-    lmbda_q: Annotated[float, Field(ge=0, le=LMBDA_Q_MAX)] | None = None  # λ_q/Δ²: weight of a bit
-    offset: Offset | list[Offset] | None = None  # of a deadzone: one number, or one a σ level
+    lmbda_q: Weights | None = None  # λ_q/Δ²: weight of a bit, or one for each λ
+    offset: Offsets | None = None  # of a deadzone: one number, or one a σ level
     centroids: bool = False  # decode to the centroids of the design instead of plain levels
     effort: Effort = 0  # steps in which the encoder searches for indices of a lower J
     tune: bool | Literal["step"] = (
@@ -61,6 +64,11 @@ class QuantizerSection(Section):
         if self.tune:
             self.require_tunable("tune")
         return self
+
+    def at(self, lmbda: float) -> QuantizerSection:
+        """As it is for a codec of this λ. Raises KeyError where it says nothing of it."""
+        weights = self.lmbda_q
+        return self.model_copy(update={"lmbda_q": weights[lmbda]}) if isinstance(weights, dict) else self
 
     def require_tunable(self, by: str) -> None:
         """Raise ValueError if this is nothing to tune; `by` is the key that asks for it."""

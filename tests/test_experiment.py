@@ -237,6 +237,19 @@ def test_offsets_are_one_or_one_a_level(file: str) -> None:
         load(file, [f"quantizers.new={{kind: deadzone, tune: true, offset: {levels}}}"])
 
 
+def test_a_weight_of_rate_for_each_rate(file: str) -> None:
+    """Where something is missing, wrong or of no use, and where it is not: see tests/test_plan.py."""
+    rates = "train.lmbda=[0.01, 0.05]"
+    for weights, message in (
+        ("{0.01: 0.1}", r"`quantizers\.new\.lmbda_q`: expected a weight for each λ .* found none for 0\.05"),
+        ("{0.01: 0.1, 0.05: -1}", r"quantizers\.new\.lmbda_q.*greater than or equal to 0"),
+    ):
+        with pytest.raises(ExperimentError, match=message):
+            load(file, [rates, f"quantizers.new={{kind: tcq, lmbda_q: {weights}}}"])
+    with pytest.raises(ExperimentError, match=r"kind 'urq' takes no `lmbda_q`"):
+        load(file, [rates, "quantizers.new={kind: urq, lmbda_q: {0.01: 0.1, 0.05: 0.1}}"])
+
+
 def test_tuning_wants_training_images(file: str, tmp_path: Path) -> None:
     mine = ["quantizers.urq.tune=true", "tune.images=mine"]
     assert load(file, mine[:1]).tuning_images == load(file).latent_images

@@ -151,6 +151,29 @@ def test_effort_enters_latents_and_scores_alone(file: str) -> None:
     assert not nodes["quantize lmbda=0.013 quantizer=urq"].inputs["codec"].keyed
 
 
+@pytest.mark.parametrize("tune", ["false", "step"])
+def test_a_weight_of_rate_for_each_rate_is_that_weight_at_its_rate(file: str, tune: str) -> None:
+    """So results of one weight are found again by a file that has others at other rates."""
+    written = ("0.3", "0.1", "{0.01: 0.1, 0.05: 0.3}")
+    large, small, each = (
+        keys(
+            load(
+                file,
+                [
+                    "train.lmbda=[0.01, 0.05]",
+                    f"quantizers={{new: {{kind: tcq, lmbda_q: {weight}, tune: {tune}}}}}",
+                ],
+            )
+        )
+        for weight in written
+    )
+    stage = "tables" if tune == "false" else "tune"
+    tables = {name: key for name, key in each.items() if name.startswith(stage)}
+    assert list(tables) == [f"{stage} lmbda={lmbda} quantizer=new" for lmbda in (0.01, 0.05)]
+    for (name, key), same in zip(tables.items(), (small, large), strict=True):
+        assert key == same[name if tune == "step" else "tables quantizer=new"]
+
+
 def test_latents_made_with_effort_are_a_set_of_their_own() -> None:
     codec = {"digest": "c", "note": {"grid": "g", "rate": "r"}}
     inputs = {"codec": codec, "tables": {"digest": "t"}}
