@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from jobs.loaded import loaded_codec, loaded_images, loaded_tables
 from jobs.local import image_digests
 from jobs.quantize import refinement
 from jobs.stage import Node, Outcome, Output, Task
-from storage.images import ImageStore
 from storage.keys import canonical_json
 from storage.workspace import Workspace
 
@@ -71,14 +71,10 @@ def score_images(
 ) -> list[dict[str, Any]]:
     """Runs in a worker."""
     from pipeline.bitstream import ImageCoder
-    from pipeline.codec.artifact import Codec
-    from pipeline.quantizers import Tables
 
-    workspace = Workspace(root)
-    codec = Codec.from_bytes(workspace.blobs.get(codec_blob))
-    # whatever was ingested is evaluated
-    coder = ImageCoder(codec, Tables.from_bytes(workspace.blobs.get(tables_blob)), max_pixels=sys.maxsize)
-    store = ImageStore(workspace)
+    codec, tables = loaded_codec(root, codec_blob), loaded_tables(root, tables_blob)
+    coder = ImageCoder(codec, tables, max_pixels=sys.maxsize)  # whatever was ingested is evaluated
+    store = loaded_images(root)
     metrics, to_file, effort = settings["metrics"], settings["rate"] == "bitstream", refinement(settings)
     return [{"image": name} | score(coder, store.read(name), metrics, to_file, effort) for name in digests]
 

@@ -34,10 +34,8 @@ class Section(BaseModel):
         return {} if value is None else value
 
 
-ONE, MANY = (
-    "(one)",
-    "(many)",
-)  # which branch of a `OneOrMany`; in errors' places, from which they are left out
+# Which branch of `OneOrMany`; in the places of errors, from which they are left out.
+ONE, MANY = "(one)", "(many)"
 
 
 def _one_or_many(value: object) -> str:

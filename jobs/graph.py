@@ -6,10 +6,11 @@
       └──────────────────────────────┼──────────┘                        │
     tables[quantizer] ───────────────┴──► evaluate[λ, quantizer, arm, seed] ──► report
 
-Where a quantizer is tuned, tune[λ, quantizer], which reads codec and images, stands in place of tables[quantizer]. Of
-several λ each later one's training also reads the codec of a neighbour. An arm `after` another reads that arm's codec,
-with latents, and where it says so a tuned quantizer, of its own. The base arm has no seed and no finetuning: `evaluate`
-takes the trained codec. Nothing here imports torch or Ray.
+Where a quantizer is tuned, tune[λ, quantizer], which reads codec and images, stands in place of tables[quantizer];
+where it has a weight of rate for each λ, tables[λ, quantizer]. Of several λ each later one's training also reads the
+codec of a neighbour. An arm `after` another reads that arm's codec, with latents, and where it says so a tuned
+quantizer, of its own; arms that train with effort have latents of their own, too. The base arm has no seed and no
+finetuning: `evaluate` takes the trained codec. Nothing here imports torch or Ray.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def _checkpoint_digest(file: str) -> str:
 
 
 class _Made(NamedTuple):
-    """What an arm starts from or ends with; latents are None where nothing is finetuned."""
+    """What an arm starts from or ends with; latents are None where there are none yet, or no use for them."""
 
     codec: Node
     tables: Node
@@ -177,8 +178,8 @@ def _arm_nodes(
 ) -> list[Node]:
     """The evaluations of a codec and a quantizer, of every arm and seed; what they read is added before them."""
     common = {"lmbda": codec.axes["lmbda"], "quantizer": quantizer}
-    for_all = experiment.quantizers[quantizer]
-    section = for_all.at(common["lmbda"])
+    given = experiment.quantizers[quantizer]
+    section = given.at(common["lmbda"])
 
     def quantized(axes: dict[str, Any], codec: Node, tables: Node, effort: int) -> Node | None:
         if "latents" not in sets:
@@ -189,8 +190,8 @@ def _arm_nodes(
     def tuned(axes: dict[str, Any], codec: Node) -> Node:
         return add(_tune_node(axes, experiment, section, codec, sets["tune"]))
 
-    designed = {"quantizer": quantizer} if section is for_all else common  # else not shared by codecs
-    tables = tuned(common, codec) if section.tune else add(_tables_node(designed, section))
+    own_axes = {"quantizer": quantizer} if section is given else common  # codecs share what no λ decides
+    tables = tuned(common, codec) if section.tune else add(_tables_node(own_axes, section))
     base = _Made(codec, tables, quantized(common, codec, tables, section.effort))
     made: dict[tuple[str, int | None], _Made] = {}
     scores = []
@@ -203,8 +204,9 @@ def _arm_nodes(
                 source = made[arm.after, seed]
                 end = _Made(source.codec, tuned(axes, source.codec) if arm.retune else source.tables, None)
             if arm.parts != "none":
-                if end.latents is None or arm.effort:
-                    end = end._replace(latents=quantized(axes, end.codec, end.tables, effort))
+                if end.latents is None or effort != section.effort:
+                    own = axes if arm.after else common | {"effort": effort}  # whichever arm of this effort
+                    end = end._replace(latents=quantized(own, end.codec, end.tables, effort))
                 if end.latents:
                     finetuned = _finetune_node(axes, arm, end.codec, end.tables, end.latents, sets["latents"])
                     end = end._replace(codec=add(finetuned))

@@ -170,7 +170,9 @@ def _codecs(entry: Entry) -> list[str]:
 
 def _quantizer(entry: Entry) -> str:
     kinds = f" ({_listed(entry.kinds)})" if entry.kinds else ""
-    return f"{_listed(entry.axes('quantizer'))}{kinds}"
+    efforts = {record["ingredients"]["settings"].get("effort", 0) for record in entry.made_by} - {0}
+    effort = f", effort {_listed(sorted(efforts))}" if efforts else ""
+    return f"{_listed(entry.axes('quantizer'))}{kinds}{effort}"
 
 
 def _result(record: Record) -> str:

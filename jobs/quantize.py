@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.cluster import TaskFailed
+from jobs.loaded import loaded_codec, loaded_images, loaded_tables
 from jobs.local import image_digests
 from jobs.resources import QuantizeResources
 from jobs.stage import Node, Outcome, Output, Task
@@ -24,15 +24,12 @@ from storage.buckets import binary, buckets
 from storage.claims import Claims
 from storage.digests import Digests
 from storage.errors import StorageError
-from storage.images import ImageStore
 from storage.keys import digest
 from storage.latents import LatentError, LatentSet
 from storage.parts import PartImage
 from storage.workspace import Workspace
 
 if TYPE_CHECKING:
-    from pipeline.codec.artifact import Codec
-    from pipeline.quantizers import Tables
     from pipeline.refinement import Refinement
 
 IMAGES_PER_BUCKET = 32  # at most, on average
@@ -175,34 +172,13 @@ def quantize_part(
     return held
 
 
-# A worker lives for many tasks, of some sets in turn
-
-
-@lru_cache(maxsize=4)
-def _codec(root: str, blob: str) -> Codec:
-    from pipeline.codec.artifact import Codec
-
-    return Codec.from_bytes(Workspace(root).blobs.get(blob))
-
-
-@lru_cache(maxsize=4)
-def _tables(root: str, blob: str) -> Tables:
-    from pipeline.quantizers import Tables
-
-    return Tables.from_bytes(Workspace(root).blobs.get(blob))
-
-
-@lru_cache(maxsize=1)
-def _images(root: str) -> ImageStore:
-    return ImageStore(Workspace(root))
-
-
 def _quantized(
     root: str, digests: Sequence[str], codec_blob: str, tables_blob: str, settings: Mapping[str, Any]
 ) -> list[PartImage]:
     from pipeline.coding import code
 
-    codec, tables, store = _codec(root, codec_blob), _tables(root, tables_blob), _images(root)
+    codec, tables = loaded_codec(root, codec_blob), loaded_tables(root, tables_blob)
+    store = loaded_images(root)
     images = []
     for name in digests:
         pixels = store.read(name)

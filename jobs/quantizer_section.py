@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, Tag, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, Tag, model_validator
 
 from jobs.fields import MANY, ONE, Effort, OneOrMany, Section, Trellis
 from pipeline.quantizer_kinds import KINDS, LMBDA_Q_MAX, STATE_CONTEXTS, STEP_RANGE, check
@@ -13,7 +13,9 @@ from pipeline.sigma import SIGMA_LEVELS
 Offset = Annotated[float, Field(ge=0, le=0.5)]
 Offsets = Annotated[Annotated[Offset, Tag(ONE)] | Annotated[list[Offset], Tag(MANY)], OneOrMany]
 Weight = Annotated[float, Field(ge=0, le=LMBDA_Q_MAX)]
-Weights = Annotated[Annotated[Weight, Tag(ONE)] | Annotated[dict[float, Weight], Tag(MANY)], OneOrMany]
+Weights = Annotated[
+    Annotated[Weight, Tag(ONE)] | Annotated[dict[PositiveFloat, Weight], Tag(MANY)], OneOrMany
+]
 
 
 def _known(kind: str) -> str:

@@ -31,7 +31,7 @@ class Node:
     """One stage instance."""
 
     stage: str
-    axes: Mapping[str, Any]  # lmbda, quantizer, arm, seed: those that apply
+    axes: Mapping[str, Any]  # lmbda, quantizer, arm, seed, effort: those that apply
     settings: Mapping[str, Any]  # enter the key
     inputs: Mapping[str, Input] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)  # needed for the work, enter no key

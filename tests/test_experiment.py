@@ -238,10 +238,11 @@ def test_offsets_are_one_or_one_a_level(file: str) -> None:
 
 
 def test_a_weight_of_rate_for_each_rate(file: str) -> None:
-    """Where something is missing, wrong or of no use, and where it is not: see tests/test_plan.py."""
+    """What is refused; what it does otherwise stands in tests/test_plan.py."""
     rates = "train.lmbda=[0.01, 0.05]"
     for weights, message in (
         ("{0.01: 0.1}", r"`quantizers\.new\.lmbda_q`: expected a weight for each λ .* found none for 0\.05"),
+        ("{0.01: 0.1, 0.05: 0.1, -3: 0.1}", r"quantizers\.new\.lmbda_q: .*greater than 0 \(found -3\)"),
         ("{0.01: 0.1, 0.05: -1}", r"quantizers\.new\.lmbda_q.*greater than or equal to 0"),
     ):
         with pytest.raises(ExperimentError, match=message):

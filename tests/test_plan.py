@@ -361,11 +361,11 @@ def test_an_arm_after_another_quantizes_with_its_codec(file: str) -> None:
     assert nodes[f"evaluate {axes}more seed=1"].inputs["codec"].node == f"finetune {axes}more seed=1"
 
 
-def test_an_arm_with_effort_trains_on_what_it_is_judged_by(file: str) -> None:
+def test_an_arm_with_effort_trains_on_latents_made_with_it(file: str) -> None:
     arms = (
         "arms={base: {}, base+effort: {effort: 3}, paper: {parts: decoder}, paper+effort: {after: paper, effort: 3}, "
         "both: {parts: decoder, effort: 3}, again: {after: both, parts: decoder, effort: 3}, "
-        "less: {after: both, parts: decoder}}"
+        "less: {after: both, parts: decoder}, noise: {parts: decoder, latents: noise, effort: 3}}"
     )
     experiment = load(file, [arms])
     nodes = {node.id: node for node in expand(experiment)}
@@ -379,14 +379,19 @@ def test_an_arm_with_effort_trains_on_what_it_is_judged_by(file: str) -> None:
     one, other = (nodes[f"finetune {axes}{arm} seed=1"] for arm in ("paper", "both"))
     assert one.settings == other.settings
     assert f"quantize {axes}paper+effort seed=1" not in nodes  # it trains nothing
-    made = {arm: nodes[f"quantize {axes}{arm} seed=1"] for arm in ("both", "again", "less")}
-    assert other.inputs == one.inputs | {"latents": Input(made["both"].id, "latents")}
-    assert [latents.settings for latents in made.values()] == [effort, effort, {}]
+    made = {arm: nodes[f"quantize {axes}{arm} seed=1"] for arm in ("again", "less")}
+    shared = nodes[
+        "quantize lmbda=0.013 quantizer=tcq8 effort=3"
+    ]  # by all seeds and arms that start from the base
+    assert other.inputs == one.inputs | {"latents": Input(shared.id, "latents")}
+    control = nodes[f"finetune {axes}noise seed=0"]
+    assert control.inputs == other.inputs
+    assert [latents.settings for latents in (shared, *made.values())] == [effort, effort, {}]
     base = nodes["quantize lmbda=0.013 quantizer=tcq8"].inputs["codec"]
-    assert made["both"].inputs["codec"] == replace(base, keyed=True)  # now the decoder decides, too
+    assert shared.inputs["codec"] == replace(base, keyed=True)  # now the decoder decides, too
     assert made["again"].inputs["codec"].node == other.id
     said = list(nodes.values())[-1].settings["arms"]
-    parts = ["none", "effort", "decoder", "effort", "decoder", "decoder", "decoder"]
+    parts = ["none", "effort", "decoder", "effort", *["decoder"] * 4]
     assert [arm["parts"] for arm in said.values()] == parts
     assert said["both"]["recipe"] != said["paper"]["recipe"]
     with pytest.raises(ExperimentError, match=r"found effort 3 against 0 in the nearest, 'paper'"):

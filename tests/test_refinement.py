@@ -62,12 +62,15 @@ def test_the_first_target_is_what_the_encoder_gives() -> None:
     assert np.array_equal(code(codec, tables, pixels).indices.reshape(12, -1), by_hand)
 
 
-def test_a_second_image_uses_the_searches_of_the_first() -> None:
+def test_later_images_use_the_searches_of_earlier_ones() -> None:
     codec, tables = small_codec(), small_coder("tcq").tables
-    code(codec, tables, photograph(70, 40), Refinement(10, 0.01))
-    built = grid.cache_info().misses
-    code(codec, tables, photograph(70, 40), Refinement(10, 0.01))
-    assert grid.cache_info().misses == built
+    images = [photograph(*size) for size in ((70, 40), (64, 64), (40, 70), (90, 60))]
+    built = []
+    for pixels in images:
+        before = grid.cache_info().misses
+        code(codec, tables, pixels, Refinement(8, 0.01))
+        built.append(grid.cache_info().misses - before)
+    assert sum(built[1:]) < 0.5 * 8 * len(built[1:])
 
 
 def test_effort_without_steps_or_trade_is_refused() -> None:

@@ -28,9 +28,9 @@ MAX_INDEX = 32766
 """Largest |k|. Searches saturate here, so int16's minimum, the fill value of latent stores, is never an index."""
 MAX_ALPHABET = 2047
 """Bound of K: more symbols would leave too little of the 2**16 for the likely ones."""
-SEARCHES_KEPT = 24
-"""Of so many tables what a search needs is kept, some MB each: effort asks for about as many weights of rate."""
-
+SEARCHES_KEPT = 16
+"""Of so many tables what a search needs is kept: 4 MB each by quantizer, 18 MB by state, more with a small step. Ten
+steps of effort ask for eleven weights of rate where all lower J, as most do."""
 METADATA_KEY = "retrellis.tables"
 FORMAT_VERSION = 2
 _SETTING_TYPES: dict[str, tuple[Any, str]] = {  # and what a message calls them
