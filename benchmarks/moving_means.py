@@ -2,14 +2,15 @@
 
     python benchmarks/moving_means.py WORKSPACE TRAINING_IMAGES HELD_OUT_IMAGES [STEPS] > benchmarks/moving_means.txt
 
-WORKSPACE holds `experiments/results.yaml`. From each codec that VVC-8's arm `paper` ended with, two trainings of the
-same crops go on: of g_s alone, and of g_s and h_s. Indices are searched anew in every step, on the crop. J counts with
-whole images of the held-out folder, coded anew, and with the integer h_s.
+WORKSPACE holds the results of `experiments/results.yaml`. From each codec that VVC-8's arm `paper` ended with, two
+trainings of the same crops go on: of g_s alone, and of g_s and h_s. Indices are searched anew in every step, on the
+crop. J counts with every fourth image of the held-out folder, whole, coded anew, and with the integer h_s.
 
-What a mean that moves does to r̂ = Q(y − μ) has no derivative. In its place stands the slope of r̂ over y − μ, measured
-for each σ level, which for a Gaussian is the mean derivative (Bussgang 1952): 0 where all is rounded to zero, so that ŷ
-follows μ, and 1 where the indices make up for it. Bits follow r̂ by the difference of an index's two neighbours, and σ
-between two levels as in `parts: decoder+scale`.
+What a mean that moves does to r̂ = Q(r), r = y − μ, and to its bits has no derivative. In its place stands what holds
+on average, if r is Gaussian and the mean moves: E r̂ has the slope E(r r̂) / E(r²) (Bussgang 1952), 0 where all is
+rounded to zero, so that ŷ follows μ, and 1 where indices make up for it; E bits is bent as by β r², where β is the
+slope of a line of bits over r². Both are measured for each σ level. σ moves bits between two levels as in
+`parts: decoder+scale`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pipeline.codec.layers import lower_bound
 from pipeline.coding import analyse, code, synthesise
 from pipeline.pixels import Pixels
 from pipeline.quantizers import Tables, contexts, quantize
-from pipeline.quantizers.lookup import code_bits, reconstruct
+from pipeline.quantizers.lookup import code_bits
 from pipeline.sigma import SIGMA_LEVELS, SIGMA_MIN
 from pipeline.training.finetune import level_places
 from pipeline.training.optimization import (
@@ -59,21 +60,26 @@ class Image(NamedTuple):
     hyper_indices: Array
 
 
-def main(root: str, training: str, held_out: str, steps: str = "400") -> None:
+def main(root: str, training: str, held_out: str, steps: str = "200") -> None:
     """Two lines for each λ."""
     workspace = Workspace.open(root, create=False)
     images, others = read(training)[:IMAGES], read(held_out)[::4]
     print(machine("torch"))
-    print(f"{steps} steps of {BATCH} crops; J on {len(others)} images held out, in % of J before\n")
-    print("λ       trained      rate  distortion       J")
+    print(
+        f"{steps} steps of {BATCH} crops; on {len(others)} images held out, each in % of what it was before,"
+    )
+    print("and the 95 % interval of J over images\n")
+    print("λ       trained         rate  distortion           J")
     for lmbda in LMBDAS:
         codec, tables = _finetuned(workspace, lmbda)
-        before = _judge(codec, tables, others, lmbda)
+        before = _judged(codec, tables, others, lmbda)
         analysed = [_analysed(codec, pixels) for pixels in images]
         for parts in ("g_s", "g_s + h_s"):
             trained = _Moving(codec, tables, lmbda, "h_s" in parts).train(analysed, int(steps))
-            change = 100 * (_judge(trained, tables, others, lmbda) / before - 1)
-            print(f"{lmbda:<7g} {parts:9}  " + "  ".join(f"{value:+8.2f} %" for value in change), flush=True)
+            after = _judged(trained, tables, others, lmbda)
+            change = "  ".join(f"{100 * value:+8.2f} %" for value in after.mean(0) / before.mean(0) - 1)
+            low, high = (100 * bound for bound in _interval(before[:, 2], after[:, 2]))
+            print(f"{lmbda:<7g} {parts:9}  {change}  {low:+.2f} … {high:+.2f} %", flush=True)
 
 
 def _finetuned(workspace: Workspace, lmbda: float) -> tuple[Codec, Tables]:
@@ -92,8 +98,8 @@ def _analysed(codec: Codec, pixels: Pixels) -> Image:
     return Image(pixels, seen.latent.astype(np.float16), seen.hyper_indices)
 
 
-def _judge(codec: Codec, tables: Tables, images: list[Pixels], lmbda: float) -> Array:
-    """Mean rate, λ · distortion and J, in bits a pixel; float64 (3,)."""
+def _judged(codec: Codec, tables: Tables, images: list[Pixels], lmbda: float) -> Array:
+    """Rate, λ · distortion and J of each image, in bits a pixel; float64 (images, 3)."""
     rows = []
     for pixels in images:
         height, width, _ = pixels.shape
@@ -102,7 +108,13 @@ def _judge(codec: Codec, tables: Tables, images: list[Pixels], lmbda: float) -> 
         error = lmbda * float(np.square(decoded.astype(np.float64) - pixels).mean())
         bpp = (coded.bits_y + coded.bits_z) / (height * width)
         rows.append((bpp, error, bpp + error))
-    return np.mean(rows, 0)
+    return np.array(rows)
+
+
+def _interval(before: Array, after: Array) -> Array:
+    """Of the ratio of means less 1, by 10,000 paired draws of the images."""
+    drawn = np.random.default_rng(0).integers(len(before), size=(10_000, len(before)))
+    return np.percentile(after[drawn].mean(1) / before[drawn].mean(1) - 1, (2.5, 97.5))
 
 
 class _Moving:
@@ -121,7 +133,7 @@ class _Moving:
 
     def train(self, images: list[Image], steps: int) -> Codec:
         """The codec after so many steps."""
-        slopes = torch.from_numpy(_slopes(self.codec, self.tables, images[::20]))
+        slopes = _slopes(self.codec, self.tables, images[::20])
         random = np.random.default_rng(0)
         for step in range(steps):
             set_learning_rate(self.optimizers, LEARNING_RATE * learning_rate_factor(step, steps, WARMUP))
@@ -139,20 +151,22 @@ class _Moving:
         network.load_state_dict(state)
         return Codec.from_network(network)
 
-    def _loss(self, crops: list[Crop], slopes: Tensor) -> Tensor:
+    def _loss(self, crops: list[Crop], slopes: Slopes) -> Tensor:
         """Bits of y a pixel + λ · 255² · MSE."""
         y = torch.from_numpy(np.stack([crop.latent for crop in crops]).astype(np.float32))
         scales, means = torch.cat([self._entropy_parameters(crop) for crop in crops]).chunk(2, 1)
         places = level_places(lower_bound(scales, SIGMA_MIN))
         residual = y - means
         found = _Searched(residual, places, self.tables)
-        slope = slopes[found.level.long()]
-        moved = slope * (residual - residual.detach())  # of r̂; 0, with a gradient
-        x_hat = self.side.synthesise(means + found.reconstruction + moved, mixed=True)
+        moved = residual - residual.detach()  # 0, with a gradient
+        level = found.level.long()
+        x_hat = self.side.synthesise(
+            means + found.reconstruction + slopes.reconstruction[level] * moved, mixed=True
+        )
         cut = slice(MARGIN * 16, -MARGIN * 16)
         pixels = image_batch(np.stack([crop.pixels for crop in crops]), CPU)
         mse = torch.square(x_hat - pixels)[:, :, cut, cut].mean()
-        bits = found.bits(places) + found.bits_per_unit * moved
+        bits = found.bits(places) + 2 * slopes.bits[level] * residual.detach() * moved
         return bits.mean() * bits.shape[1] / 256 + self.lmbda * 255**2 * mse
 
     def _entropy_parameters(self, crop: Crop) -> Tensor:
@@ -200,7 +214,7 @@ class _Searched:
 
     Attributes:
         level: the nearest σ level of each latent, uint8 (B, M, w, w).
-        reconstruction: r̂. bits_per_unit: what more of r̂ costs. Both float32 (B, M, w, w).
+        reconstruction: r̂, float32 (B, M, w, w).
     """
 
     def __init__(self, residual: Tensor, places: Tensor, tables: Tables) -> None:
@@ -210,17 +224,6 @@ class _Searched:
         found = quantize(self._lanes(residual), level, tables)
         self.indices, self.contexts = found.indices, contexts(found.indices, tables)
         self.reconstruction = self._batch(found.reconstruction)
-        above, below = (
-            np.stack(
-                [
-                    look(tables, level, self.contexts, found.indices + side)
-                    for look in (code_bits, reconstruct)
-                ]
-            )
-            for side in (1, -1)
-        )
-        bits, distance = above - below
-        self.bits_per_unit = self._batch(bits / distance)
 
     def bits(self, places: Tensor) -> Tensor:
         """Of each index, between its two levels; float32 (B, M, w, w)."""
@@ -241,17 +244,32 @@ class _Searched:
         return torch.from_numpy(values_MT).view(channels, count, *window).transpose(0, 1)
 
 
-def _slopes(codec: Codec, tables: Tables, images: list[Image]) -> npt.NDArray[np.float32]:
-    """E(r r̂) / E(r²) of each σ level, float32 (64,)."""
-    products, squares = np.zeros(SIGMA_LEVELS), np.zeros(SIGMA_LEVELS)
+class Slopes(NamedTuple):
+    """By σ level, float32 (64,): of r̂ over r, and of bits over r²."""
+
+    reconstruction: Tensor
+    bits: Tensor
+
+
+def _slopes(codec: Codec, tables: Tables, images: list[Image]) -> Slopes:
+    """On these images' latents."""
+    sums = np.zeros((6, SIGMA_LEVELS))
     for image in images:
         means, levels = codec.entropy_parameters(torch.from_numpy(image.hyper_indices)[None])
         level = levels[0].flatten(1).numpy()
         residual = (image.latent - means[0].numpy()).reshape(level.shape)
-        reconstruction = quantize(residual, level, tables).reconstruction
-        products += np.bincount(level.ravel(), (residual * reconstruction).ravel(), SIGMA_LEVELS)
-        squares += np.bincount(level.ravel(), np.square(residual).ravel(), SIGMA_LEVELS)
-    return np.clip(products / np.maximum(squares, 1e-9), 0, 1).astype(np.float32)
+        found = quantize(residual, level, tables)
+        bits = code_bits(tables, level, contexts(found.indices, tables), found.indices)
+        square = np.square(residual, dtype=np.float64)
+        of = (np.ones_like(square), residual * found.reconstruction, square, bits, bits * square, square**2)
+        sums += [np.bincount(level.ravel(), values.ravel(), SIGMA_LEVELS) for values in of]
+    _, product, square, bits, bits_square, fourth = sums / np.maximum(sums[0], 1)
+    variance = np.maximum(fourth - square**2, 1e-12)
+    slopes = (
+        np.clip(product / np.maximum(square, 1e-9), 0, 1),
+        np.maximum(bits_square - bits * square, 0) / variance,
+    )
+    return Slopes(*(torch.from_numpy(slope.astype(np.float32)) for slope in slopes))
 
 
 if __name__ == "__main__":
