@@ -60,10 +60,11 @@ def main(root: str, experiment: str = "results") -> None:
 def _ancestors(report: Record, records: Iterable[Record]) -> list[Record]:
     """The report and what it rests on by its keys, by stage and instance: for each digest one that made it.
 
-    Of several that made the same, one of the same experiment comes first, then the latest.
+    Of several that made the same, one of the same experiment comes first, then the earliest, which no import precedes.
     """
     makers: dict[str, Record] = {}
-    for record in sorted(records, key=lambda r: (r["experiment"] == report["experiment"], r["ended"])):
+    latest_first = sorted(records, key=lambda r: r["ended"], reverse=True)
+    for record in sorted(latest_first, key=lambda r: r["experiment"] == report["experiment"]):
         makers |= {output["digest"]: record for output in record["outputs"].values()}
     found = {report["key"]: report}
     unread = [report]
