@@ -4,7 +4,7 @@
 
 The first codec is the reference. Files are decoded in turn, so that whatever else the machine does meets all alike;
 times are medians over runs of the sum over images. Multiplications are g_s's and h_s's of one image of 768 × 512. The
-committed output is of λ = 0.009 of docs/results.md and docs/states.md, with 400 steps, on four of their test images.
+committed output is of λ = 0.009 of docs/states.md, on four of its test images.
 """
 
 from __future__ import annotations

@@ -26,10 +26,12 @@ from convergence import read
 from machine import machine
 from torch import Tensor
 
+from jobs.evaluate import score
+from pipeline.bitstream import ImageCoder
 from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 from pipeline.codec.layers import lower_bound
-from pipeline.coding import analyse, code, synthesise
+from pipeline.coding import analyse
 from pipeline.pixels import Pixels
 from pipeline.quantizers import Tables, contexts, quantize
 from pipeline.quantizers.lookup import code_bits
@@ -100,15 +102,11 @@ def _analysed(codec: Codec, pixels: Pixels) -> Image:
 
 def _judged(codec: Codec, tables: Tables, images: list[Pixels], lmbda: float) -> Array:
     """Rate, λ · distortion and J of each image, in bits a pixel; float64 (images, 3)."""
-    rows = []
-    for pixels in images:
-        height, width, _ = pixels.shape
-        coded = code(codec, tables, pixels)
-        decoded = synthesise(codec, coded.latent, height, width)
-        error = lmbda * float(np.square(decoded.astype(np.float64) - pixels).mean())
-        bpp = (coded.bits_y + coded.bits_z) / (height * width)
-        rows.append((bpp, error, bpp + error))
-    return np.array(rows)
+    coder = ImageCoder(codec, tables)
+    scores = [score(coder, pixels, ["psnr"], to_file=False) for pixels in images]
+    bpp = np.array([row["bpp"] for row in scores])
+    error = lmbda * 255**2 * 10 ** (-np.array([row["psnr_db"] for row in scores]) / 10)
+    return np.stack([bpp, error, bpp + error], 1)
 
 
 def _interval(before: Array, after: Array) -> Array:

@@ -170,8 +170,9 @@ def _codecs(entry: Entry) -> list[str]:
 
 def _quantizer(entry: Entry) -> str:
     kinds = f" ({_listed(entry.kinds)})" if entry.kinds else ""
-    efforts = {record["ingredients"]["settings"].get("effort", 0) for record in entry.made_by} - {0}
-    effort = f", effort {_listed(sorted(efforts))}" if efforts else ""
+    made_with = [record["ingredients"]["settings"] for record in entry.made_by]
+    efforts = dict.fromkeys(str(settings["effort"]) for settings in made_with if "effort" in settings)
+    effort = f", effort {_listed(efforts)}" if efforts else ""
     return f"{_listed(entry.axes('quantizer'))}{kinds}{effort}"
 
 

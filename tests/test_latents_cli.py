@@ -19,6 +19,7 @@ from latent_sets import (
     Told,
     file_of,
     leave_group,
+    result,
     tree,
 )
 from rich.filesize import decimal
@@ -46,6 +47,18 @@ def test_ls_gives_known_numbers(
     cells += [decimal(raw), decimal(size), decimal(round(bits / 8)), f"{size / (bits / 8):.3f}"]
     assert re.split(r"\s{2,}", row.strip()) == [*cells, "small", "1 finetune"]
     assert code == 0
+
+
+def test_ls_and_show_tell_what_was_made_with_effort(
+    workspace: Workspace, images: list[PartImage], told: Told
+) -> None:
+    axes = {"lmbda": 0.013, "quantizer": "tcq8", "effort": 5}
+    note = {"set": KEY, "images": 1}
+    made = {"latents": {"kind": "latents", "digest": "f" * 64, "note": note}}
+    result(workspace, "quantize", axes, {"codec": "c" * 64, "tables": "d" * 64}, made, {"effort": 5})
+    LatentSet(workspace, KEY).write_part("0", images[:1])
+    assert "tcq8, effort 5" in told("ls")[1]
+    assert "quantizer  tcq8, effort 5\n" in told("show", KEY)[1]
 
 
 def test_sizes_count_the_dtype_at_rest(workspace: Workspace, images: list[PartImage]) -> None:
