@@ -19,8 +19,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two at a time: much of a test's time is waiting, for Ray to start or a process to end.
 unit: install
-	$(BIN)/pytest --durations=10
+	$(BIN)/pytest -n 2 --dist loadfile --durations=10
 
 # Kills, full disks and lost servers in the midst of all stages, most of an hour; docs/faults.md tells of the log.
 soak: install

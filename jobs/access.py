@@ -25,6 +25,10 @@ class OpenCluster(ValueError):
     """The cluster lets everybody in."""
 
 
+class NotStarted(OSError):
+    """Ray did not start on this machine in the time that it gives itself."""
+
+
 def prepare(address: str, insecure: bool) -> None:
     """Keep the token private; a driver of a cluster shows it. To be called before ray is imported."""
     if address != "local" and not insecure:
@@ -69,6 +73,14 @@ def explained(address: str) -> Iterator[None]:
         raise NoAccess(
             f"{error}. Expected a Ray of this version there that knows this machine's token (~/.ray/auth_token): "
             "`ray status --address …` on one of its nodes says whether it runs"
+        ) from error
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # Ray has no type of its own for it
+            raise
+        raise NotStarted(
+            f"expected that Ray starts on this machine within 30 s, found it still starting, at a load of "
+            f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores: where other work is the cause, wait for its end. "
+            "Nothing is lost; give the same command again"
         ) from error
 
 

@@ -40,7 +40,7 @@ PACKAGES = Path(__file__).resolve().parents[1]  # the folder that holds jobs/, p
 def connect(address: str, insecure: bool) -> tuple[Any, bool]:
     """Ray, and whether this call has connected it.
 
-    Raises NoAccess, OpenCluster.
+    Raises NoAccess, NotStarted, OpenCluster.
 
     When this process is killed, its embedded Ray ends within seconds, but for two idle agents that take a minute.
     """

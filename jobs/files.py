@@ -72,11 +72,14 @@ def load_coder(codec: str, quantizer: str | None, root: str, max_pixels: int | N
     )
 
 
-def shipped_coder(quality: int, max_pixels: int | None = None) -> ImageCoder:
-    """The coder of a codec that comes with the project. Raises ValueError."""
-    from pipeline.bitstream import ImageCoder
+def shipped_coder(quality: int, finetuned: bool = True, max_pixels: int | None = None) -> ImageCoder:
+    """The coder of a codec that comes with the project, with its finetuned decoder or as trained. Raises ValueError."""
+    from pipeline.bitstream import ImageCoder, codec_file
 
-    return ImageCoder.from_bytes(shipped.codec_file(quality), _limit(max_pixels))
+    data = shipped.codec_file(quality)
+    if finetuned:
+        data = codec_file.with_decoder(data, shipped.decoder_file(quality))
+    return ImageCoder.from_bytes(data, _limit(max_pixels))
 
 
 def _limit(max_pixels: int | None) -> int:
@@ -118,12 +121,12 @@ def coders(codec: str | None, quantizer: str | None, root: str, max_pixels: int 
 
     def choose(data: bytes) -> ImageCoder:
         identity = parse(data)[0].codec
-        quality = shipped.quality_of(identity)
-        if quality is None:
+        found = shipped.find(identity)
+        if found is None:
             raise FileRefused(
                 f"encoded by the codec {identity.hex()}, none that comes with Retrellis: name it by --codec"
             )
-        return load(quality, max_pixels)
+        return load(*found, max_pixels)
 
     return choose
 
@@ -306,8 +309,13 @@ def _rate(width: int, height: int, size: int) -> str:
 
 
 def _shipped_as(identity: bytes) -> str:
-    quality = shipped.quality_of(identity)
-    return "" if quality is None else f", quality {quality} of those that come with Retrellis"
+    match shipped.find(identity):
+        case None:
+            return ""
+        case quality, finetuned:
+            return f", quality {quality} of those that come with Retrellis" + (
+                "" if finetuned else ", before its finetuning"
+            )
 
 
 def _say(console: Console, text: str) -> None:

@@ -134,7 +134,7 @@ def encode(
         raise typer.BadParameter("--lmbda is the trade of --effort: expected both, found no --effort")
     if codec is None:
         quality = DEFAULT_QUALITY if quality is None else quality
-        coder = shipped_coder(quality, max_pixels)
+        coder = shipped_coder(quality, max_pixels=max_pixels)
     elif quality is not None:
         raise typer.BadParameter("expected --codec or --quality, found both")
     else:

@@ -73,6 +73,20 @@ def test_a_driver_without_the_token_is_told_where_it_belongs() -> None:
         raise AuthenticationError("")
 
 
+def test_a_ray_that_does_not_start_on_a_busy_machine_is_no_riddle() -> None:
+    with (
+        pytest.raises(
+            access.NotStarted, match=r"within 30 s, found it still starting, at a load of .* same command"
+        ),
+        access.explained("local"),
+    ):
+        raise Exception(
+            "The current node timed out during startup. This could happen because …"
+        )  # as Ray does
+    with pytest.raises(RuntimeError, match="of another kind"), access.explained("local"):
+        raise RuntimeError("of another kind")
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of somebody who has not used Ray yet."""

@@ -8,30 +8,59 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hostile_files import photograph
+from rich.console import Console
 
 from jobs.experiment import ExperimentError, ForeignCodec
+from jobs.files import coders, describe_files, shipped_coder
 from jobs.graph import import_node
 from jobs.import_codec import read_codec
 from pipeline import shipped
-from pipeline.bitstream import ImageCoder, parse
+from pipeline.bitstream import parse
+
+
+@pytest.mark.parametrize("finetuned", [False, True])
+@pytest.mark.parametrize("quality", shipped.SHIPPED)
+def test_each_is_whole_and_codes_a_picture(quality: int, finetuned: bool) -> None:
+    coder = shipped_coder(quality, finetuned)
+    states = "ungerboeck256" if finetuned else "vvc8"
+    assert (coder.codec.network.N, coder.tables.settings.trellis) == (64, states)
+    pixels = photograph(64, 96)
+    file = coder.encode(pixels)
+    assert shipped.find(parse(file)[0].codec) == (quality, finetuned)
+    assert np.abs(coder.decode(file).astype(int) - pixels).mean() < 30  # grey levels: a picture, not noise
 
 
 @pytest.mark.parametrize("quality", shipped.SHIPPED)
-def test_each_is_whole_and_codes_a_picture(quality: int) -> None:
-    data = shipped.codec_file(quality)
-    coder = ImageCoder.from_bytes(data)
-    assert (coder.codec.network.N, coder.tables.settings.trellis) == (64, "vvc8")
-    assert read_codec(shipped.path(quality).read_bytes()).digests() == coder.codec.digests()
+def test_a_finetuned_one_differs_in_its_decoder_alone(quality: int) -> None:
+    base, finetuned = (shipped_coder(quality, kind).codec.digests() for kind in (False, True))
+    assert (base.grid, base.rate) == (finetuned.grid, finetuned.rate)
+    assert base.codec != finetuned.codec
+    assert read_codec(shipped.path(quality).read_bytes()).digests() == base  # what experiments start from
+
+
+def test_a_file_of_a_codec_as_trained_is_decoded_and_told_apart(tmp_path: Path) -> None:
     pixels = photograph(64, 96)
-    file = coder.encode(pixels)
-    assert shipped.quality_of(parse(file)[0].codec) == quality
-    assert np.abs(coder.decode(file).astype(int) - pixels).mean() < 30  # grey levels: a picture, not noise
+    files = {kind: shipped_coder(1, kind).encode(pixels) for kind in (False, True)}
+    coder_of = coders(None, None, str(tmp_path))
+    decoded = {kind: coder_of(file).decode(file) for kind, file in files.items()}
+    assert not np.array_equal(decoded[False], decoded[True])
+    texts = []
+    for kind, file in files.items():
+        path = tmp_path / f"{kind}.rtl"
+        path.write_bytes(file)
+        with (console := Console(width=200)).capture() as shown:
+            assert describe_files([path], None, console) == 0
+        texts.append(shown.get())
+    assert "quality 1 of those that come with Retrellis, before its finetuning\n" in texts[0]
+    assert "quality 1 of those that come with Retrellis\n" in texts[1]
 
 
 def test_they_stand_in_the_order_of_their_rates() -> None:
     lmbdas = [codec.lmbda for codec in shipped.SHIPPED.values()]
     assert lmbdas == sorted(lmbdas)
-    assert len({codec.digest for codec in shipped.SHIPPED.values()}) == len(lmbdas) == 5
+    assert [codec.lmbda for codec in shipped.FINETUNED.values()] == lmbdas
+    codecs = [*shipped.SHIPPED.values(), *shipped.FINETUNED.values()]
+    assert len({codec.digest for codec in codecs}) == len(codecs) == 10
 
 
 def test_a_quality_that_there_is_not() -> None:
@@ -40,7 +69,7 @@ def test_a_quality_that_there_is_not() -> None:
             shipped.path(wrong)
         with pytest.raises(ValueError, match=rf"expected a quality from 1 to 5, found {wrong}"):
             ForeignCodec(quality=wrong)
-    assert shipped.quality_of(bytes(8)) is None
+    assert shipped.find(bytes(8)) is None
 
 
 def test_a_file_of_another_release_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

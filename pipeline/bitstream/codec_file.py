@@ -21,6 +21,7 @@ from pipeline.quantizers.tables import Tables
 METADATA_KEY = "retrellis.codec_file"
 FORMAT_VERSION = 1
 PREFIX = "tables."
+DECODER = "network.g_s.", PREFIX  # all that a finetuning of the decoder alone, and another quantizer, change
 _KEYS = {"codec": artifact.METADATA_KEY, "tables": quantizer_tables.METADATA_KEY}
 ADVICE = "`retrellis export CODEC FILE.safetensors --quantizer NAME` writes one"
 
@@ -88,6 +89,25 @@ def slim(data: bytes) -> bytes:
     if join(*split(slimmed)) != data:
         raise ValueError("expected integers that follow from the codec's weights, found others")
     return slimmed
+
+
+def decoder_of(data: bytes) -> bytes:
+    """What a finetuned codec's file has of its own: g_s, the tables, and metadata. Raises as `split` does."""
+    metadata, leaves = _open(data)
+    own = {name: leaf for name, leaf in leaves.items() if name.startswith(DECODER)}
+    decoder: bytes = safetensors.torch.save(own, metadata)
+    return decoder
+
+
+def with_decoder(base: bytes, decoder: bytes) -> bytes:
+    """The finetuned codec's file: the base codec's, slim if that is, with what `decoder_of` took.
+
+    Both must be whole: `split` looks at what comes of them, not this.
+    """
+    leaves = {name: leaf for name, leaf in _open(base)[1].items() if not name.startswith(DECODER)}
+    metadata, own = _open(decoder)
+    finetuned: bytes = safetensors.torch.save(leaves | own, metadata)
+    return finetuned
 
 
 def whole(data: bytes) -> bytes:

@@ -1,7 +1,8 @@
-"""The codecs that come with the project: five rates of the mean-scale hyperprior, N = 64.
+"""The codecs that come with the project: five rates of the mean-scale hyperprior, N = 64, as trained and finetuned.
 
-Each is a codec file, codec and tuned VVC-8 tables, slimmed and packed by xz. docs/codecs.md says how they were trained,
-and experiments/ship_codecs.py puts them here.
+As trained each is a codec file, codec and tuned VVC-8 tables, slimmed and packed by xz; experiments start from it.
+Finetuned it has another g_s and tables of 256 states, which alone lie here beside it; `encode` takes it.
+docs/codecs.md says how they were trained; experiments/ship_codecs.py and ship_decoders.py put them here.
 """
 
 from __future__ import annotations
@@ -20,23 +21,24 @@ MAX_BYTES = 1 << 30  # of what is unpacked
 
 
 class Shipped(NamedTuple):
-    """What is known of a codec before it is unpacked: its λ, the SHA-256 of its codec file, and of that packed."""
+    """What is known of a codec before it is unpacked: its λ, the SHA-256 of its codec file, and of what lies packed."""
 
     lmbda: float
     digest: str
     packed: str
 
 
-def _listed() -> dict[int, Shipped]:
-    listed = json.loads((FOLDER / "digests.json").read_text())
+def _listed(name: str) -> dict[int, Shipped]:
+    listed = json.loads((FOLDER / name).read_text())
     return {quality: Shipped(**entry) for quality, entry in enumerate(listed, 1)}
 
 
-SHIPPED = _listed()  # by quality, from 1 for the lowest rate
+SHIPPED = _listed("digests.json")  # by quality, from 1 for the lowest rate
+FINETUNED = _listed("decoders.json")
 
 
 def path(quality: int) -> Path:
-    """The packed file of a quality.
+    """The packed file of a quality, as trained.
 
     Raises:
         ValueError: there is no such quality.
@@ -46,15 +48,28 @@ def path(quality: int) -> Path:
     return FOLDER / f"quality-{quality}.safetensors.xz"
 
 
+def decoder_path(quality: int) -> Path:
+    """The packed file of a quality's finetuned decoder. Raises as `path` does."""
+    return path(quality).with_name(f"decoder-{quality}.safetensors.xz")
+
+
 def codec_file(quality: int) -> bytes:
-    """The slim codec file of a quality (see `pipeline.bitstream.codec_file`).
+    """The slim codec file of a quality, as trained (see `pipeline.bitstream.codec_file`).
 
     Raises:
         ValueError: there is no such quality, or its file is damaged.
     """
-    file = path(quality)
+    return _read(path(quality), SHIPPED[quality].packed)
+
+
+def decoder_file(quality: int) -> bytes:
+    """What `with_decoder` of `pipeline.bitstream.codec_file` makes of it the finetuned one. Raises as `codec_file`."""
+    return _read(decoder_path(quality), FINETUNED[quality].packed)
+
+
+def _read(file: Path, expected: str) -> bytes:
     packed = file.read_bytes()
-    found, expected = hashlib.sha256(packed).hexdigest(), SHIPPED[quality].packed
+    found = hashlib.sha256(packed).hexdigest()
     if found != expected:
         raise ValueError(f"{file}: expected the bytes {expected[:16]}, found {found[:16]}: install it again")
     return unpack(packed)
@@ -80,6 +95,17 @@ def unpack(data: bytes) -> bytes:
     return unpacked
 
 
-def quality_of(identity: bytes) -> int | None:
-    """The quality whose codec file's SHA-256 begins with these bytes, as an image file's header names it."""
-    return next((q for q, codec in SHIPPED.items() if codec.digest.startswith(identity.hex())), None)
+def find(identity: bytes) -> tuple[int, bool] | None:
+    """Whose codec file's SHA-256 begins with these bytes, as an image file's header names it.
+
+    Returns:
+        the quality, and whether its decoder is the finetuned one; None where it is another's.
+    """
+    kinds = ((FINETUNED, True), (SHIPPED, False))
+    named = (
+        (quality, kind)
+        for codecs, kind in kinds
+        for quality in codecs
+        if codecs[quality].digest.startswith(identity.hex())
+    )
+    return next(named, None)
