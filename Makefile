@@ -19,9 +19,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two at a time: much of a test's time is waiting, for Ray to start or a process to end.
+# Two at a time, since much of a test is waiting, for Ray to start or a process to end; threads that wait do not spin.
 unit: install
-	$(BIN)/pytest -n 2 --dist loadfile --durations=10
+	OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=3000 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 # Kills, full disks and lost servers in the midst of all stages, most of an hour; docs/faults.md tells of the log.
 soak: install

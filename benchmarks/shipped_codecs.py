@@ -26,7 +26,7 @@ def points(finetuned: bool, effort: int, images: list[Pixels]) -> np.ndarray:
     """bpp and PSNR in dB of real files, (qualities, images, 2)."""
     found = []
     for quality in SHIPPED:
-        coder, refinement = shipped_coder(quality, finetuned), asked_effort(effort, None, quality)
+        coder, refinement = shipped_coder(quality, finetuned=finetuned), asked_effort(effort, None, quality)
         files = [coder.encode(pixels, refinement) for pixels in images]
         found.append(
             [

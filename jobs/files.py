@@ -40,7 +40,7 @@ def load_coder(codec: str, quantizer: str | None, root: str, max_pixels: int | N
     """The coder of a codec file, or of a codec in the workspace with a quantizer it was evaluated with.
 
     Args:
-        codec: a file's name, or the first digits of a codec's digest.
+        codec: a file's name, the first digits of a codec's digest, or `quality-1` … of those that come along.
         quantizer: the quantizer's name in its experiment, where there are several.
         max_pixels: refuse larger images; None for the default.
 
@@ -59,6 +59,8 @@ def load_coder(codec: str, quantizer: str | None, root: str, max_pixels: int | N
             return ImageCoder.from_bytes(shipped.unpack(file.read_bytes()), limit)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
+    if codec in (names := {f"quality-{quality}": quality for quality in shipped.SHIPPED}):
+        return shipped_coder(names[codec], max_pixels=max_pixels)
     if not codec or codec.strip("0123456789abcdef"):
         raise ValueError(
             f"--codec {codec}: expected a codec file or a digest's first digits, found "
@@ -72,14 +74,25 @@ def load_coder(codec: str, quantizer: str | None, root: str, max_pixels: int | N
     )
 
 
-def shipped_coder(quality: int, finetuned: bool = True, max_pixels: int | None = None) -> ImageCoder:
-    """The coder of a codec that comes with the project, with its finetuned decoder or as trained. Raises ValueError."""
+def shipped_coder(quality: int, *, finetuned: bool = True, max_pixels: int | None = None) -> ImageCoder:
+    """The coder of a codec that comes with the project, with its finetuned decoder or as trained.
+
+    Raises:
+        ValueError: no such quality, or its files are damaged or of different releases.
+    """
     from pipeline.bitstream import ImageCoder, codec_file
 
     data = shipped.codec_file(quality)
     if finetuned:
         data = codec_file.with_decoder(data, shipped.decoder_file(quality))
-    return ImageCoder.from_bytes(data, _limit(max_pixels))
+    coder = ImageCoder.from_bytes(data, _limit(max_pixels))
+    expected = (shipped.FINETUNED if finetuned else shipped.SHIPPED)[quality].digest
+    if coder.digest != expected:  # a decoder beside another codec than the one it was finetuned for
+        raise ValueError(
+            f"{shipped.FOLDER}: expected a codec of quality {quality} with the digest {expected[:16]}, found "
+            f"{coder.digest[:16]}: install it again"
+        )
+    return coder
 
 
 def _limit(max_pixels: int | None) -> int:
@@ -126,7 +139,8 @@ def coders(codec: str | None, quantizer: str | None, root: str, max_pixels: int 
             raise FileRefused(
                 f"encoded by the codec {identity.hex()}, none that comes with Retrellis: name it by --codec"
             )
-        return load(*found, max_pixels)
+        quality, finetuned = found
+        return load(quality, finetuned=finetuned, max_pixels=max_pixels)
 
     return choose
 
@@ -309,13 +323,11 @@ def _rate(width: int, height: int, size: int) -> str:
 
 
 def _shipped_as(identity: bytes) -> str:
-    match shipped.find(identity):
-        case None:
-            return ""
-        case quality, finetuned:
-            return f", quality {quality} of those that come with Retrellis" + (
-                "" if finetuned else ", before its finetuning"
-            )
+    found = shipped.find(identity)
+    if found is None:
+        return ""
+    quality, finetuned = found
+    return f", quality {quality} of those that come with Retrellis" + ("" if finetuned else ", as trained")
 
 
 def _say(console: Console, text: str) -> None:

@@ -26,7 +26,7 @@ QualityOption = Annotated[
     typer.Option(
         min=1,
         max=len(SHIPPED),
-        help="which of the codecs that come with Retrellis; the last is the best and largest",
+        help="which of the finetuned codecs that come with Retrellis; the last is the best and largest",
     ),
 ]
 QuantizerOption = Annotated[
@@ -79,7 +79,12 @@ def import_codec(
 
 @file_commands.command("export")
 def export_codec(
-    codec: Annotated[str, typer.Argument(help="digest of a codec in the workspace, or its first digits")],
+    codec: Annotated[
+        str,
+        typer.Argument(
+            help="digest of a codec in the workspace, or its first digits; quality-1 … quality-5: what `encode` has"
+        ),
+    ],
     file: Annotated[
         Path,
         typer.Argument(
@@ -124,7 +129,8 @@ def encode(
 ) -> None:
     """Compress images to .rtl files.
 
-    By the codec named, or by one that comes with Retrellis (--quality, 3 if not given). Grey images become RGB. Exit
+    By the codec named, or by one that comes with Retrellis (--quality, 3 if not given), finetuned for a trellis of 256
+    states. Grey images become RGB. Exit
     code 1 if some failed; the others are done.
     """
     from jobs.files import asked_effort, encode_files, load_coder, shipped_coder

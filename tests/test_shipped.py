@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,19 @@ from hostile_files import photograph
 from rich.console import Console
 
 from jobs.experiment import ExperimentError, ForeignCodec
-from jobs.files import coders, describe_files, shipped_coder
+from jobs.files import coders, describe_files, export_codec_file, shipped_coder
 from jobs.graph import import_node
 from jobs.import_codec import read_codec
 from pipeline import shipped
-from pipeline.bitstream import parse
+from pipeline.bitstream import ImageCoder, parse
+from pipeline.coding import code, synthesise
+from pipeline.metrics import psnr_db
 
 
 @pytest.mark.parametrize("finetuned", [False, True])
 @pytest.mark.parametrize("quality", shipped.SHIPPED)
 def test_each_is_whole_and_codes_a_picture(quality: int, finetuned: bool) -> None:
-    coder = shipped_coder(quality, finetuned)
+    coder = shipped_coder(quality, finetuned=finetuned)
     states = "ungerboeck256" if finetuned else "vvc8"
     assert (coder.codec.network.N, coder.tables.settings.trellis) == (64, states)
     pixels = photograph(64, 96)
@@ -31,28 +34,55 @@ def test_each_is_whole_and_codes_a_picture(quality: int, finetuned: bool) -> Non
 
 
 @pytest.mark.parametrize("quality", shipped.SHIPPED)
-def test_a_finetuned_one_differs_in_its_decoder_alone(quality: int) -> None:
-    base, finetuned = (shipped_coder(quality, kind).codec.digests() for kind in (False, True))
-    assert (base.grid, base.rate) == (finetuned.grid, finetuned.rate)
-    assert base.codec != finetuned.codec
-    assert read_codec(shipped.path(quality).read_bytes()).digests() == base  # what experiments start from
+def test_a_finetuned_one_has_the_same_latents_and_a_better_picture(quality: int) -> None:
+    base, finetuned = (shipped_coder(quality, finetuned=kind) for kind in (False, True))
+    assert (
+        read_codec(shipped.path(quality).read_bytes()).digests() == base.codec.digests()
+    )  # experiments' start
+    pixels = photograph(192, 256)
+    coded = code(finetuned.codec, finetuned.tables, pixels)
+    before, after = (
+        psnr_db(synthesise(coder.codec, coded.latent, *pixels.shape[:2]), pixels)
+        for coder in (base, finetuned)
+    )
+    assert after > before + 0.1
 
 
-def test_a_file_of_a_codec_as_trained_is_decoded_and_told_apart(tmp_path: Path) -> None:
+def test_files_of_codecs_as_trained_are_decoded_and_told_apart(tmp_path: Path) -> None:
     pixels = photograph(64, 96)
-    files = {kind: shipped_coder(1, kind).encode(pixels) for kind in (False, True)}
     coder_of = coders(None, None, str(tmp_path))
-    decoded = {kind: coder_of(file).decode(file) for kind, file in files.items()}
-    assert not np.array_equal(decoded[False], decoded[True])
-    texts = []
-    for kind, file in files.items():
-        path = tmp_path / f"{kind}.rtl"
-        path.write_bytes(file)
+    for finetuned, told in ((False, ", as trained\n"), (True, "Retrellis\n")):
+        coder = shipped_coder(1, finetuned=finetuned)
+        file = coder.encode(pixels)
+        assert np.array_equal(coder_of(file).decode(file), coder.decode(file))
+        (path := tmp_path / "photo.rtl").write_bytes(file)
         with (console := Console(width=200)).capture() as shown:
             assert describe_files([path], None, console) == 0
-        texts.append(shown.get())
-    assert "quality 1 of those that come with Retrellis, before its finetuning\n" in texts[0]
-    assert "quality 1 of those that come with Retrellis\n" in texts[1]
+        assert told in shown.get()
+
+
+def test_one_can_be_taken_elsewhere_as_a_file(tmp_path: Path) -> None:
+    exported = export_codec_file(str(tmp_path), "quality-2", tmp_path / "codec.safetensors", None)
+    assert ImageCoder.from_bytes(exported.read_bytes()).digest == shipped.FINETUNED[2].digest
+
+
+def test_a_decoder_beside_another_codec_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipped, "FOLDER", shutil.copytree(shipped.FOLDER, tmp_path / "shipped"))
+    shutil.copy(shipped.decoder_path(1), shipped.decoder_path(2))
+    with pytest.raises(
+        ValueError, match=r"decoder-2.*: expected the bytes [0-9a-f]{16}, found .*: install it again"
+    ):
+        shipped_coder(2)
+    monkeypatch.setitem(
+        shipped.FINETUNED, 2, shipped.FINETUNED[2]._replace(packed=shipped.FINETUNED[1].packed)
+    )
+    with pytest.raises(
+        ValueError, match=r"quality 2 with the digest [0-9a-f]{16}, found .*: install it again"
+    ):
+        shipped_coder(2)
+    shipped.decoder_path(2).unlink()
+    with pytest.raises(ValueError, match=r"decoder-2.*No such file or directory.*: install it again"):
+        shipped_coder(2)
 
 
 def test_they_stand_in_the_order_of_their_rates() -> None:

@@ -92,7 +92,7 @@ def slim(data: bytes) -> bytes:
 
 
 def decoder_of(data: bytes) -> bytes:
-    """What a finetuned codec's file has of its own: g_s, the tables, and metadata. Raises as `split` does."""
+    """What a finetuned codec's file, as `join` wrote it, has of its own: g_s, the tables, and metadata."""
     metadata, leaves = _open(data)
     own = {name: leaf for name, leaf in leaves.items() if name.startswith(DECODER)}
     decoder: bytes = safetensors.torch.save(own, metadata)

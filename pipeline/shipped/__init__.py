@@ -2,7 +2,7 @@
 
 As trained each is a codec file, codec and tuned VVC-8 tables, slimmed and packed by xz; experiments start from it.
 Finetuned it has another g_s and tables of 256 states, which alone lie here beside it; `encode` takes it.
-docs/codecs.md says how they were trained; experiments/ship_codecs.py and ship_decoders.py put them here.
+docs/codecs.md says how they were trained; experiments/ship_codecs.py puts them here.
 """
 
 from __future__ import annotations
@@ -68,7 +68,12 @@ def decoder_file(quality: int) -> bytes:
 
 
 def _read(file: Path, expected: str) -> bytes:
-    packed = file.read_bytes()
+    try:
+        packed = file.read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"{file}: expected what comes with Retrellis ({error.strerror}): install it again"
+        ) from error
     found = hashlib.sha256(packed).hexdigest()
     if found != expected:
         raise ValueError(f"{file}: expected the bytes {expected[:16]}, found {found[:16]}: install it again")
@@ -76,7 +81,7 @@ def _read(file: Path, expected: str) -> bytes:
 
 
 def pack(data: bytes) -> bytes:
-    """A slim codec file of bfloat16 weights as an xz file."""
+    """A slim codec file of bfloat16 weights, or a part of one, as an xz file."""
     return lzma.compress(data, filters=[XZ_FILTER])
 
 
@@ -101,11 +106,8 @@ def find(identity: bytes) -> tuple[int, bool] | None:
     Returns:
         the quality, and whether its decoder is the finetuned one; None where it is another's.
     """
-    kinds = ((FINETUNED, True), (SHIPPED, False))
-    named = (
-        (quality, kind)
-        for codecs, kind in kinds
-        for quality in codecs
-        if codecs[quality].digest.startswith(identity.hex())
-    )
-    return next(named, None)
+    for finetuned, codecs in ((True, FINETUNED), (False, SHIPPED)):
+        for quality, codec in codecs.items():
+            if codec.digest.startswith(identity.hex()):
+                return quality, finetuned
+    return None
