@@ -21,6 +21,7 @@ from storage.workspace import Workspace
 
 if TYPE_CHECKING:
     from pipeline.bitstream import ImageCoder
+    from pipeline.codec.artifact import Codec
     from pipeline.refinement import Refinement
 
     CoderOf = Callable[[bytes], ImageCoder]  # the coder of an image file
@@ -59,8 +60,8 @@ def load_coder(codec: str, quantizer: str | None, root: str, max_pixels: int | N
             return ImageCoder.from_bytes(shipped.unpack(file.read_bytes()), limit)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-    if codec in (names := {f"quality-{quality}": quality for quality in shipped.SHIPPED}):
-        return shipped_coder(names[codec], max_pixels=max_pixels)
+    if quality := shipped.named(codec):
+        return shipped_coder(quality, max_pixels=max_pixels)
     if not codec or codec.strip("0123456789abcdef"):
         raise ValueError(
             f"--codec {codec}: expected a codec file or a digest's first digits, found "
@@ -151,6 +152,40 @@ def export_codec_file(root: str, codec: str, file: Path, quantizer: str | None) 
 
     write_named(file.resolve(), load_coder(codec, quantizer, root).to_bytes())
     return file
+
+
+def export_state_dict_file(root: str, codec: str, file: Path) -> Path:
+    """Write a codec, named as for `load_coder`, as CompressAI's state dict.
+
+    Raises:
+        ValueError: no codec of these digits, or several; no place to write the file.
+        StorageFull: the disk is full; nothing is left behind.
+    """
+    import torch
+
+    from jobs.import_codec import write_named
+    from pipeline.codec.compressai import export_state_dict
+
+    data = io.BytesIO()
+    torch.save(export_state_dict(_codec(root, codec).network), data)
+    write_named(file.resolve(), data.getvalue())
+    return file
+
+
+def _codec(root: str, codec: str) -> Codec:
+    """One that comes with the project, or the only one in the workspace whose digest begins so."""
+    from pipeline.codec.artifact import Codec
+
+    if quality := shipped.named(codec):
+        return shipped_coder(quality).codec
+    workspace = Workspace.open(root, create=False)
+    outputs = [o for r in workspace.records.load("results").values() for o in r["outputs"].values()]
+    blobs = {o["blob"] for o in outputs if o["kind"] == "codec" and o["digest"].startswith(codec)}
+    if len(blobs) != 1:
+        raise ValueError(
+            f"expected one codec whose digest begins with {codec}, found {len(blobs)} in {workspace.root}"
+        )
+    return Codec.from_bytes(workspace.blobs.get(blobs.pop()))
 
 
 def encode_files(

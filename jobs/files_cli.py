@@ -99,13 +99,12 @@ def export_codec(
     A .safetensors holds codec and quantizer tables: what other machines need to encode and decode. Any other name gets
     the state dict of CompressAI's MeanScaleHyperprior, coding tables included.
     """
-    from jobs.files import export_codec_file
-    from jobs.import_codec import export_file
+    from jobs.files import export_codec_file, export_state_dict_file
 
     if file.suffix == ".safetensors":
         wrote = export_codec_file(workspace_root(workspace), codec, file, quantizer)
     else:
-        wrote = export_file(workspace_root(workspace), codec, file)
+        wrote = export_state_dict_file(workspace_root(workspace), codec, file)
     console.print(f"wrote {wrote}", markup=False, highlight=False)
 
 

@@ -69,32 +69,6 @@ def read_codec(data: bytes) -> Any:
     return Codec.from_network(import_state_dict(state))
 
 
-def export_file(root: str, codec: str, file: Path) -> Path:
-    """`retrellis export`: write a codec (by the first digits of its digest) as CompressAI's state dict.
-
-    Raises:
-        ValueError: no codec of these digits, or several; no place to write the file.
-        StorageFull: the disk is full; nothing is left behind.
-    """
-    import torch
-
-    from pipeline.codec.artifact import Codec
-    from pipeline.codec.compressai import export_state_dict
-
-    workspace = Workspace.open(root, create=False)
-    outputs = [o for r in workspace.records.load("results").values() for o in r["outputs"].values()]
-    blobs = {o["blob"] for o in outputs if o["kind"] == "codec" and o["digest"].startswith(codec)}
-    if len(blobs) != 1:
-        raise ValueError(
-            f"expected one codec whose digest begins with {codec}, found {len(blobs)} in {workspace.root}"
-        )
-    network = Codec.from_bytes(workspace.blobs.get(blobs.pop())).network
-    data = io.BytesIO()
-    torch.save(export_state_dict(network), data)
-    write_named(file.resolve(), data.getvalue())
-    return file
-
-
 def write_named(file: Path, data: bytes) -> None:
     """Whole or not at all, in a folder that is there: a mistyped path makes no folders.
 

@@ -12,7 +12,7 @@ from hostile_files import photograph
 from rich.console import Console
 
 from jobs.experiment import ExperimentError, ForeignCodec
-from jobs.files import coders, describe_files, export_codec_file, shipped_coder
+from jobs.files import coders, describe_files, export_codec_file, export_state_dict_file, shipped_coder
 from jobs.graph import import_node
 from jobs.import_codec import read_codec
 from pipeline import shipped
@@ -63,7 +63,10 @@ def test_files_of_codecs_as_trained_are_decoded_and_told_apart(tmp_path: Path) -
 
 def test_one_can_be_taken_elsewhere_as_a_file(tmp_path: Path) -> None:
     exported = export_codec_file(str(tmp_path), "quality-2", tmp_path / "codec.safetensors", None)
-    assert ImageCoder.from_bytes(exported.read_bytes()).digest == shipped.FINETUNED[2].digest
+    coder = ImageCoder.from_bytes(exported.read_bytes())
+    assert coder.digest == shipped.FINETUNED[2].digest
+    foreign = export_state_dict_file(str(tmp_path), "quality-2", tmp_path / "codec.pth")
+    assert read_codec(foreign.read_bytes()).digests() == coder.codec.digests()
 
 
 def test_a_decoder_beside_another_codec_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

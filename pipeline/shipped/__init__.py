@@ -100,6 +100,11 @@ def unpack(data: bytes) -> bytes:
     return unpacked
 
 
+def named(codec: str) -> int | None:
+    """The quality that `quality-1` … names, None for other words."""
+    return {f"quality-{quality}": quality for quality in SHIPPED}.get(codec)
+
+
 def find(identity: bytes) -> tuple[int, bool] | None:
     """Whose codec file's SHA-256 begins with these bytes, as an image file's header names it.
 
