@@ -7,7 +7,7 @@ in each round, since memory settings are read when a process starts; medians ove
 
     ours, compiled     `BaseTraining.advance` after `torch.compile`: loading, bfloat16 where the processor has it,
                        clipping, both optimizers
-    …, Muon            and with Muon on the filters, the default, which needs fewer steps (benchmarks/convergence.txt)
+    …, Muon            and with Muon on the filters, which needs fewer steps (benchmarks/convergence.txt)
     ours               the same without compiling
     ours, torch's gradients   and with torch's own weight gradient of transposed convolutions
     CompressAI         its `MeanScaleHyperprior` and the steps of its examples/train.py: Adam 1e-4, clipping at 1,

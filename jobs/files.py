@@ -64,8 +64,8 @@ def load_coder(codec: str, quantizer: str | None, root: str, max_pixels: int | N
         return shipped_coder(quality, max_pixels=max_pixels)
     if not codec or codec.strip("0123456789abcdef"):
         raise ValueError(
-            f"--codec {codec}: expected a codec file or a digest's first digits, found "
-            + ("a folder" if file.is_dir() else "no such file")
+            f"{codec}: expected a codec file, a digest's first digits or quality-1 … quality-"
+            f"{len(shipped.SHIPPED)}, found " + ("a folder" if file.is_dir() else "no such file")
         )
     workspace = Workspace.open(root, create=False)
     codec_blob, tables_blob = _find(workspace, codec, quantizer)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.options import WorkspaceOption, console, exit_if, workspace_root
-from pipeline.shipped import DEFAULT_QUALITY, SHIPPED
+from pipeline.shipped import DEFAULT_QUALITY, SHIPPED, named
 
 file_commands = typer.Typer(rich_markup_mode=None)
 
@@ -115,7 +115,11 @@ def encode(
     quality: QualityOption = None,
     effort: Annotated[
         int,
-        typer.Option(min=0, max=100, help="steps to a better trade, each as long as some four encodings"),
+        typer.Option(
+            min=0,
+            max=100,
+            help="steps to a better trade, each as long as encoding and decoding once or twice",
+        ),
     ] = 0,
     lmbda: Annotated[
         float | None, typer.Option(help="λ of the trade, for --effort with --codec", callback=_lmbda)
@@ -129,8 +133,7 @@ def encode(
     """Compress images to .rtl files.
 
     By the codec named, or by one that comes with Retrellis (--quality, 3 if not given), finetuned for a trellis of 256
-    states. Grey images become RGB. Exit
-    code 1 if some failed; the others are done.
+    states. Grey images become RGB. Exit code 1 if some failed; the others are done.
     """
     from jobs.files import asked_effort, encode_files, load_coder, shipped_coder
 
@@ -144,6 +147,7 @@ def encode(
         raise typer.BadParameter("expected --codec or --quality, found both")
     else:
         coder = load_coder(codec, quantizer, workspace_root(workspace), max_pixels)
+        quality = named(codec)
     refinement = asked_effort(effort, lmbda, quality)
     exit_if(encode_files(files, output, coder, refinement, force, console))
 

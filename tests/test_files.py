@@ -233,8 +233,10 @@ def test_codecs_that_are_none(folder: Path, retrellis: Command) -> None:
     assert code == 1
     assert "plain.safetensors: not a codec file: expected codec and tables in one, found a codec" in wrong
     wrong = retrellis("info", folder / "a.png", "--codec", folder / "missing")[2]
-    assert wrong.endswith("missing: expected a codec file or a digest's first digits, found no such file\n")
-    assert retrellis("info", folder / "a.png", "--codec", folder)[2].endswith("digits, found a folder\n")
+    assert wrong.endswith(
+        "missing: expected a codec file, a digest's first digits or quality-1 … quality-5, found no such file\n"
+    )
+    assert retrellis("info", folder / "a.png", "--codec", folder)[2].endswith("quality-5, found a folder\n")
 
 
 def test_a_codec_file_with_a_padded_header(folder: Path, retrellis: Command) -> None:
@@ -334,7 +336,7 @@ def test_codec_and_quality_exclude_each_other(folder: Path, retrellis: Command) 
 
 def test_effort_needs_a_trade(folder: Path, retrellis: Command) -> None:
     effort = ("encode", folder / "a.png", "--force", "--effort", 1)
-    assert retrellis(*effort, "--quality", 2)[0] == 0
+    assert retrellis(*effort, "--quality", 2)[0] == retrellis(*effort, "--codec", "quality-2")[0] == 0
     codec = ("--codec", folder / "codec.safetensors")
     code, _, wrong = retrellis(*effort, *codec)
     assert code == 1
