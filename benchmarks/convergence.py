@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,11 @@ def main(training: str, held_out: str, steps: str = "1000") -> None:
         _train(replace(base, initialise=initialise, optimizer=optimizer, learning_rate=rate), images, others)
 
 
+def held_out_columns(found: Mapping[str, float]) -> str:
+    """Loss, rate and PSNR on images held out."""
+    return f"{found['held_out_loss']:13.4f}  {found['held_out_bpp']:6.4f}  {found['held_out_psnr_db']:7.3f}"
+
+
 def _train(settings: BaseSettings, images: list[Pixels], others: list[Pixels]) -> None:
     training = BaseTraining(settings, images)
     # the same network seen through larger crops
@@ -57,8 +63,7 @@ def _train(settings: BaseSettings, images: list[Pixels], others: list[Pixels]) -
         found = judge.held_out(others)
         recipe = f"{settings.initialise:9}  {settings.optimizer:9}  {settings.learning_rate:13g}"
         print(
-            f"{recipe}  {training.step:5}  {seconds:7.0f}  "
-            f"{found['held_out_loss']:13.4f}  {found['held_out_bpp']:6.4f}  {found['held_out_psnr_db']:7.3f}",
+            f"{recipe}  {training.step:5}  {seconds:7.0f}  {held_out_columns(found)}",
             flush=True,
         )
 

@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 
-from convergence import HELD_OUT_CROP, read
+from convergence import HELD_OUT_CROP, held_out_columns, read
 from machine import machine
 
 from pipeline.codec.artifact import Codec
@@ -60,14 +60,9 @@ def _train(
         training.advance()
     training.settings = replace(settings, crop=HELD_OUT_CROP)  # it is only looked at from here on
     found = training.held_out(others)
-    loss = found["held_out_loss"]
     origin = f"λ = {FIRST:g}" if start else "nothing"
-    print(
-        f"{settings.lmbda:<5g}  {origin:11}  {settings.steps:5}  {loss:13.4f}  "
-        f"{found['held_out_bpp']:6.4f}  {found['held_out_psnr_db']:7.3f}",
-        flush=True,
-    )
-    return training, loss
+    print(f"{settings.lmbda:<5g}  {origin:11}  {settings.steps:5}  {held_out_columns(found)}", flush=True)
+    return training, found["held_out_loss"]
 
 
 def _worse(loss: float, trained: list[tuple[int, float]]) -> str:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from jobs.evaluate import score
 from pipeline.bitstream import ImageCoder
+from pipeline.bootstrap import interval
 from pipeline.codec.artifact import Codec
 from pipeline.codec.hyperprior import MeanScaleHyperprior
 from pipeline.codec.layers import lower_bound
@@ -80,7 +81,8 @@ def main(root: str, training: str, held_out: str, steps: str = "200") -> None:
             trained = _Moving(codec, tables, lmbda, "h_s" in parts).train(analysed, int(steps))
             after = _judged(trained, tables, others, lmbda)
             change = "  ".join(f"{100 * value:+8.2f} %" for value in after.mean(0) / before.mean(0) - 1)
-            low, high = (100 * bound for bound in _interval(before[:, 2], after[:, 2]))
+            costs = np.stack([before[:, 2], after[:, 2]])
+            low, high = interval(costs, lambda means: 100 * (means[1] / means[0] - 1)) or (np.nan, np.nan)
             print(f"{lmbda:<7g} {parts:9}  {change}  {low:+.2f} … {high:+.2f} %", flush=True)
 
 
@@ -107,12 +109,6 @@ def _judged(codec: Codec, tables: Tables, images: list[Pixels], lmbda: float) ->
     bpp = np.array([row["bpp"] for row in scores])
     error = lmbda * 255**2 * 10 ** (-np.array([row["psnr_db"] for row in scores]) / 10)
     return np.stack([bpp, error, bpp + error], 1)
-
-
-def _interval(before: Array, after: Array) -> Array:
-    """Of the ratio of means less 1, by 10,000 paired draws of the images."""
-    drawn = np.random.default_rng(0).integers(len(before), size=(10_000, len(before)))
-    return np.percentile(after[drawn].mean(1) / before[drawn].mean(1) - 1, (2.5, 97.5))
 
 
 class _Moving:

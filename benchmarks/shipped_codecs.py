@@ -13,9 +13,10 @@ import torch
 from machine import machine
 from some_images import some_images
 
+from jobs.evaluate import score
 from jobs.files import asked_effort, shipped_coder
 from pipeline.bootstrap import interval
-from pipeline.metrics import bd_rate, psnr_db
+from pipeline.metrics import bd_rate
 from pipeline.pixels import Pixels
 from pipeline.shipped import SHIPPED
 
@@ -26,14 +27,10 @@ def points(finetuned: bool, effort: int, images: list[Pixels]) -> np.ndarray:
     """bpp and PSNR in dB of real files, (qualities, images, 2)."""
     found = []
     for quality in SHIPPED:
-        coder, refinement = shipped_coder(quality, finetuned=finetuned), asked_effort(effort, None, quality)
-        files = [coder.encode(pixels, refinement) for pixels in images]
-        found.append(
-            [
-                (8 * len(file) / (pixels.shape[0] * pixels.shape[1]), psnr_db(coder.decode(file), pixels))
-                for file, pixels in zip(files, images, strict=True)
-            ]
-        )
+        coder = shipped_coder(quality, finetuned=finetuned)
+        refinement = asked_effort(effort, None, coder)
+        rows = [score(coder, pixels, ["psnr"], to_file=True, effort=refinement) for pixels in images]
+        found.append([(row["bpp"], row["psnr_db"]) for row in rows])
     return np.array(found)
 
 

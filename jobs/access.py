@@ -77,16 +77,12 @@ def explained(address: str) -> Iterator[None]:
     except Exception as error:
         if "timed out during startup" not in str(error):  # Ray has no type of its own for it
             raise
+        logs = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray/session_latest/logs"
         raise NotStarted(
             f"expected that Ray starts on this machine, found: {error} The machine's load is "
             f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores: where other work is the cause, give the same command "
-            f"again after it; nothing is lost. Otherwise look at Ray's logs in {ray_logs()}"
+            f"again after it; nothing is lost. Otherwise look at Ray's logs in {logs}"
         ) from error
-
-
-def ray_logs() -> Path:
-    """Where an embedded Ray that has just been started writes its logs."""
-    return Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray/session_latest/logs"
 
 
 def require_token(gcs_address: str) -> None:

@@ -102,7 +102,7 @@ def _limit(max_pixels: int | None) -> int:
     return MAX_PIXELS if max_pixels is None else max_pixels
 
 
-def asked_effort(effort: int, lmbda: float | None, quality: int | None) -> Refinement | None:
+def asked_effort(effort: int, lmbda: float | None, coder: ImageCoder) -> Refinement | None:
     """The effort of an encoder, for the λ given or that of a codec that comes with the project.
 
     Raises:
@@ -113,11 +113,12 @@ def asked_effort(effort: int, lmbda: float | None, quality: int | None) -> Refin
     if not effort:
         return None
     if lmbda is None:
-        if quality is None:
+        found = shipped.find(bytes.fromhex(coder.digest))
+        if found is None:
             raise ValueError(
                 "--effort with --codec: expected --lmbda, the λ that the codec was trained for, found none"
             )
-        lmbda = shipped.SHIPPED[quality].lmbda
+        lmbda = shipped.SHIPPED[found[0]].lmbda
     return Refinement(effort, lmbda)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.options import WorkspaceOption, console, exit_if, workspace_root
-from pipeline.shipped import DEFAULT_QUALITY, SHIPPED, named
+from pipeline.shipped import DEFAULT_QUALITY, SHIPPED
 
 file_commands = typer.Typer(rich_markup_mode=None)
 
@@ -141,14 +141,12 @@ def encode(
     if lmbda is not None and not effort:
         raise typer.BadParameter("--lmbda is the trade of --effort: expected both, found no --effort")
     if codec is None:
-        quality = DEFAULT_QUALITY if quality is None else quality
-        coder = shipped_coder(quality, max_pixels=max_pixels)
+        coder = shipped_coder(DEFAULT_QUALITY if quality is None else quality, max_pixels=max_pixels)
     elif quality is not None:
         raise typer.BadParameter("expected --codec or --quality, found both")
     else:
         coder = load_coder(codec, quantizer, workspace_root(workspace), max_pixels)
-        quality = named(codec)
-    refinement = asked_effort(effort, lmbda, quality)
+    refinement = asked_effort(effort, lmbda, coder)
     exit_if(encode_files(files, output, coder, refinement, force, console))
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import subprocess
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import ray
-from laboratory import Lab
+from laboratory import Lab, patiently
 
 from storage.objects import Objects
 
@@ -22,18 +20,14 @@ if TYPE_CHECKING:
     from s3_server import S3Server
 
 pytest_plugins = ["latent_sets"]
-STARTS = 3  # of Ray, which gives itself half a minute
-# Two test processes may run beside each other, each with copies of its own.
-os.environ["RETRELLIS_SCRATCH"] = tempfile.mkdtemp(prefix="retrellis-tests-")
 # Trainings are compared to the bit, which they are on a CPU alone.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _scratch() -> Iterator[None]:
-    """Its folder goes at the end."""
-    yield
-    shutil.rmtree(os.environ["RETRELLIS_SCRATCH"], ignore_errors=True)
+def _scratch(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Two test processes may run beside each other, each with copies of its own."""
+    os.environ["RETRELLIS_SCRATCH"] = str(tmp_path_factory.mktemp("scratch"))
 
 
 @pytest.fixture(scope="session")
@@ -41,20 +35,16 @@ def ray_address(s3_server: S3Server) -> Iterator[str]:
     """Ray with 2 CPUs, started once: `Cluster` uses it in this process, and other processes can join it."""
     os.environ |= s3_server.environment  # workers have the environment in which Ray was started
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    for start in range(1, STARTS + 1):
-        try:
-            context = ray.init(
-                address="local",
-                num_cpus=2,
-                include_dashboard=False,
-                object_store_memory=100 * 2**20,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-            break
-        except Exception:  # Ray's, on a busy machine
-            if start == STARTS:
-                raise
+    context = patiently(
+        lambda: ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    )
     yield context.address_info["address"]
     ray.shutdown()
 

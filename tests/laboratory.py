@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -57,6 +58,7 @@ COMPARED = frozenset(
     {"codec", "tables", "latents", "scores"}
 )  # kinds of outputs that are a function of content
 WAIT_S = 120.0
+STARTS = 3  # of what Ray gives up too soon on a busy machine
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,14 @@ def wait_until(
         assert going_on(), f"ended before {what}:\n{text()}"
         assert time.monotonic() < end, f"no {what} within {WAIT_S:g} s:\n{text()}"
         time.sleep(0.02)
+
+
+def patiently(start: Callable[[], Any]) -> Any:
+    """What `start` gives of Ray, tried `STARTS` times."""
+    for _ in range(STARTS - 1):
+        with contextlib.suppress(Exception):
+            return start()
+    return start()
 
 
 def resize(disk: Path, kibibytes: int) -> None:

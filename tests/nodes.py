@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 import psutil
-from laboratory import workers_at
+from laboratory import patiently, workers_at
 from ray._private.authentication.authentication_token_setup import (
     enable_token_auth_by_default,
     ensure_token_if_auth_enabled,
@@ -24,7 +24,6 @@ PATIENT = {
     "RAY_health_check_timeout_ms": "60000",
     "RAY_agent_register_timeout_ms": "120000",
 }
-STARTS = 3  # of a node that Ray gives up too soon
 
 
 class Nodes:
@@ -50,13 +49,8 @@ class Nodes:
 
     def add(self) -> None:
         """One more node."""
-        for start in range(1, STARTS + 1):
-            try:
-                self.nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20))
-                return
-            except Exception:
-                if start == STARTS:
-                    raise
+        node = patiently(lambda: self._cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20))
+        self.nodes.append(node)
 
     def working(self, function: str) -> list[int]:
         """Positions in `nodes` of those that run a function just now."""
